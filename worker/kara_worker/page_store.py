@@ -1,0 +1,101 @@
+"""The port to pages on SSD. Implementations decide layout and locking; the laws are here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from kara_cache.page import PageHeader, PageId
+
+
+class StoredPage:
+    """A page that is open for reading: its checked header and where its bytes are.
+
+    Holding one keeps the bytes readable whatever eviction does; the descriptor is closed when the
+    last holder lets go (CPython's reference count), so never keep `fd` without the object.
+    """
+
+    __slots__ = ("fd", "header", "offset")
+
+    def __init__(self, fd: int, offset: int, header: PageHeader) -> None:
+        self.fd = fd
+        self.offset = offset  # of the first data byte in fd
+        self.header = header
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """Pages of one version of one file."""
+
+    file_id: bytes
+    path: str  # "" where no header could hold it
+    pages: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """bytes <= capacity_bytes, always; pages = puts - evictions - drops since the store was made."""
+
+    pages: int
+    bytes: int  # on disk, headers included
+    capacity_bytes: int
+    evictions: dict[str, int]  # by reason: capacity, ttl, free, corrupt, lost
+    rejections: dict[str, int]  # by reason: policy, full, disk_error
+    corrupt: dict[str, int]  # by where: header, data, identity, truncated
+    disk_errors: int
+    loading: bool  # still scanning what an earlier process left
+
+
+class PageStore(Protocol):
+    """Thread-safe. Never raises for a disk's fault: a page that cannot be read is not there (and is
+    counted), a page that cannot be written is not admitted (and is counted)."""
+
+    page_bytes: int
+
+    def peek(self, page: PageId) -> StoredPage | None:
+        """The page if it is open already: no system call, for the event loop. Counts as a use."""
+        ...
+
+    def get(self, page: PageId) -> StoredPage | None:
+        """Opens the page and checks its header against `page`; a wrong one is dropped and counted."""
+        ...
+
+    def contains(self, page: PageId) -> bool:
+        """Whether a `get` would probably succeed; not a use."""
+        ...
+
+    def put(self, header: PageHeader, data: memoryview, *, group: str = "") -> bool:
+        """Stores a page whole or not at all; True if it is there now. `group` is its mount, for policies."""
+        ...
+
+    def verify(self, page: PageId) -> bool:
+        """Reads all of the page and compares checksums; drops it and returns False if they differ."""
+        ...
+
+    def drop(self, page: PageId, reason: str) -> bool:
+        """Forgets the page and unlinks it; True if it was there."""
+        ...
+
+    def files(self) -> Iterator[StoredFile]:
+        """Every file with at least one page; reads headers of pages from an earlier process as needed."""
+        ...
+
+    def free(self, path: str, *, recursive: bool, reason: str = "free") -> tuple[int, int]:
+        """Drops every version of the file (or of all files below the directory): (pages, bytes)."""
+        ...
+
+    def expire(self, ttl_s: dict[str, float], now_ns: int) -> int:
+        """Drops pages older than the TTL of the mount (first path segment) they belong to; their number."""
+        ...
+
+    def evict_to_low_watermark(self) -> int:
+        """Called off the request path; number of pages evicted."""
+        ...
+
+    def stats(self) -> StoreStats: ...
+
+    def close(self) -> None:
+        """Idempotent; pages stay for the next process."""
+        ...
