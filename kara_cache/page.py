@@ -48,7 +48,7 @@ class PageId(NamedTuple):
     """Names the content, not the place: another version of the file has other pages."""
 
     file_id: bytes  # 16 bytes
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody looks a page up with
 
     def __str__(self) -> str:
         return f"{self.file_id.hex()}/{self.index}"
@@ -68,7 +68,7 @@ def file_id(path: str, version: str, size: int) -> bytes:
 
 def block_bytes_for(page_bytes: int) -> int:
     """16 KiB, or larger so that a page has at most 256 blocks and its header stays 4 KiB."""
-    return max(16 << 10, page_bytes // _MAX_BLOCKS)
+    return max(16 << 10, -(-page_bytes // _MAX_BLOCKS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,18 +149,22 @@ class PageHeader:
             block_bytes,
             blocks,
             path_bytes,
-            _,
+            zero,
         ) = _FIXED.unpack_from(view)
         if magic != _MAGIC or version != _FORMAT:
             raise FormatError(f"page header: magic {magic!r} format {version}, expected {_MAGIC!r} {_FORMAT}")
-        sums_end = _FIXED.size + 8 * blocks
+        path_at = _FIXED.size + 8 * blocks
         if (
             not 0 < length <= page_bytes
             or not block_bytes
             or blocks != -(-length // block_bytes)
-            or sums_end + path_bytes > HEADER_BYTES - 8
+            or path_at + path_bytes > HEADER_BYTES - 8
+            or zero
         ):
-            raise FormatError(f"page header: length {length}, {blocks} blocks of {block_bytes}, path {path_bytes}")
+            raise FormatError(
+                f"page header: length {length} of {page_bytes}, {blocks} blocks of {block_bytes}, "
+                f"path {path_bytes}, reserved {zero}"
+            )
         return cls(
             page=PageId(identity, index),
             length=length,
@@ -169,7 +173,7 @@ class PageHeader:
             page_sum=page_sum,
             block_sums=struct.unpack_from(f"<{blocks}Q", view, _FIXED.size),
             created_ns=created_ns,
-            path=bytes(view[sums_end : sums_end + path_bytes]).decode("utf-8", "surrogatepass"),
+            path=_read_path(view[path_at : HEADER_BYTES - 8], path_bytes),
         )
 
     def cover(self, start: int, stop: int) -> tuple[int, int]:
@@ -178,10 +182,26 @@ class PageHeader:
         return start - start % step, min(-(-stop // step) * step, self.length)
 
     def verify_blocks(self, data: Buffer, start: int) -> bool:
-        """Whether `data`, whole blocks from byte `start` of the page as `cover` gave them, is what was filled."""
+        """Whether `data`, whole blocks from byte `start` of the page as `cover` gave them, is as filled.
+
+        No data at all, more than the page holds, or a start inside a block is never verified. Data
+        cut short at a block's end is: compare its length with the cover before.
+        """
         view, step = memoryview(data), self.block_bytes
         first = start // step
+        if not view or start % step or start + len(view) > self.length:
+            return False
         return all(
             checksum(view[at : at + step]) == self.block_sums[first + at // step]
             for at in range(0, len(view), step)
         )
+
+
+def _read_path(rest: memoryview, path_bytes: int) -> str:
+    """The path at the start of `rest`, after which a header that `encode` wrote has only zeros."""
+    if bytes(rest[path_bytes:]) != bytes(len(rest) - path_bytes):
+        raise FormatError(f"page header: no zeros after a path of {path_bytes} bytes")
+    try:
+        return bytes(rest[:path_bytes]).decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as exc:
+        raise FormatError(f"page header: path is not UTF-8: {exc}") from exc

@@ -7,6 +7,8 @@ into which the worker's page boundaries cut the range.
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import struct
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,9 @@ from kara_cache.errors import (
     CacheError,
     ConfigError,
     FormatError,
+    KaraError,
+    LeaseLost,
+    MembershipError,
     PageCorrupt,
     StaleVersion,
     UnderStoreError,
@@ -28,7 +33,7 @@ from kara_cache.errors import (
 from kara_cache.ufs.base import FileInfo
 
 PREFIX = "/kara/v1"
-SUM_HEADER = "X-Kara-Sum"  # comma-separated lower-case hex, one for each piece; a trailer when the body is chunked
+SUM_HEADER = "X-Kara-Sum"  # lower-case hex, comma-separated, one for each piece; a trailer of a chunked body
 PAGE_HEADER = "X-Kara-Page"  # the worker's page size in bytes
 SOURCE_HEADER = "X-Kara-Source"  # "hit" when every page was on SSD, else "fill"
 MAX_HEAD_BYTES = 32 << 10  # request or response head; paths are at most a few KiB (S3: 1024 bytes)
@@ -63,18 +68,30 @@ _ERRORS: tuple[tuple[type[BaseException], str, int], ...] = (
     (WorkerUnavailable, "unavailable", 503),
     (CacheError, "cache_error", 503),
     (UnderStoreError, "under_store", 502),
+    (LeaseLost, "lease_lost", 503),
+    (MembershipError, "membership", 503),
+    (ConfigError, "config", 400),
+    (FormatError, "format", 400),
+    (KaraError, "kara_error", 500),
     (FileNotFoundError, "not_found", 404),
     (FileExistsError, "exists", 409),
     (IsADirectoryError, "is_a_directory", 409),
     (NotADirectoryError, "not_a_directory", 409),
     (PermissionError, "permission", 403),
-    (ConfigError, "config", 400),
-    (FormatError, "format", 400),
+    (io.UnsupportedOperation, "unsupported_operation", 405),
     (ValueError, "value", 400),
     (NotImplementedError, "unsupported", 405),
-    (OSError, "os_error", 409),
 )
 _BY_CODE = {code: kind for kind, code, _ in _ERRORS}
+# Facts about files that have no builtin class. Any other bare OSError (EMFILE, EIO, ECONNRESET ...) is the
+# worker's own trouble: it must not reach a reader as an answer, so it travels as "internal".
+_BY_ERRNO = {
+    errno.ENOTEMPTY: "not_empty",
+    errno.ENAMETOOLONG: "name_too_long",
+    errno.EROFS: "read_only",
+}
+_ERRNO_OF = {code: number for number, code in _BY_ERRNO.items()}
+_INTERNAL = "internal"
 
 
 def encode_error(error: BaseException) -> tuple[int, dict[str, str]]:
@@ -82,17 +99,26 @@ def encode_error(error: BaseException) -> tuple[int, dict[str, str]]:
     for kind, code, status in _ERRORS:
         if isinstance(error, kind):
             return status, {"error": code, "message": _text(error)}
-    return 500, {"error": "internal", "message": f"the worker failed: {type(error).__name__}"}
+    if isinstance(error, OSError) and error.errno in _BY_ERRNO:
+        return 409, {"error": _BY_ERRNO[error.errno], "message": _text(error)}
+    return 500, {"error": _INTERNAL, "message": f"the worker failed: {type(error).__name__}"}
 
 
 def decode_error(status: int, body: bytes, where: str) -> BaseException:
     """The exception that `encode_error` was given, or WorkerUnavailable for what is not ours."""
     try:
         document = json.loads(body)
-        kind, message = _BY_CODE[document["error"]], str(document["message"])
-    except (ValueError, KeyError, TypeError):
+        code, message = document["error"], document["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        code = message = None
+    if not isinstance(code, str) or not isinstance(message, str):
         return WorkerUnavailable(f"{where}: HTTP {status}", reason="protocol")
-    return kind(message)
+    if code in _BY_CODE:
+        return _BY_CODE[code](message)
+    if code in _ERRNO_OF:
+        return OSError(_ERRNO_OF[code], message)
+    reason = _INTERNAL if code == _INTERNAL else "protocol"
+    return WorkerUnavailable(f"{where}: HTTP {status}: {message}", reason=reason)
 
 
 def _text(error: BaseException) -> str:
@@ -114,16 +140,21 @@ def encode_info(info: FileInfo) -> dict[str, Any]:
 
 
 def decode_info(document: dict[str, Any]) -> FileInfo:
+    """Raises FormatError for any other shape or type than `encode_info` writes."""
     try:
-        return FileInfo(
-            path=document["path"],
-            size=int(document["size"]),
-            version=document["version"],
-            mtime=document.get("mtime"),
-            is_dir=bool(document.get("dir", False)),
-        )
-    except (KeyError, TypeError, ValueError) as exc:
-        raise FormatError(f"file info: {exc!r} in {document!r}") from exc
+        path, size, version = document["path"], document["size"], document["version"]
+        mtime, is_dir = document.get("mtime"), document.get("dir", False)
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise FormatError(f"file info: {exc!r} in {document!r:.200}") from exc
+    if (
+        not (isinstance(path, str) and isinstance(version, str))
+        or type(size) is not int
+        or size < 0
+        or type(mtime) not in (int, float, type(None))
+        or type(is_dir) is not bool
+    ):
+        raise FormatError(f"file info: a value of the wrong type or sign in {document!r:.200}")
+    return FileInfo(path=path, size=size, version=version, mtime=mtime, is_dir=is_dir)
 
 
 # -- many ranges in one request ----------------------------------------------------------------------
@@ -154,33 +185,31 @@ RANGE_FRAME = struct.Struct("<IIQQ")  # index, status (0 = data, 1 = error docum
 
 
 def encode_ranges(files: Sequence[RangeFile], ranges: Sequence[FileRange]) -> bytes:
-    """counts(files, ranges) | files: path length, version length, size, path, version | ranges: file, length, start."""
-    parts = [_COUNTS.pack(len(files), len(ranges))]
-    for file in files:
-        path, version = file.path.encode(), file.version.encode()
-        parts += (_FILE.pack(len(path), len(version), file.size), path, version)
-    parts += (_RANGE.pack(item.file, item.length, item.start) for item in ranges)
+    """counts | each file: path length, version length, size, path, version | each range: file, length, start
+
+    The limits above are the caller's to keep; a value that does not fit its field is a ValueError.
+    """
+    try:
+        parts = [_COUNTS.pack(len(files), len(ranges))]
+        for file in files:
+            path, version = file.path.encode(), file.version.encode()
+            parts += (_FILE.pack(len(path), len(version), file.size), path, version)
+        parts += (_RANGE.pack(item.file, item.length, item.start) for item in ranges)
+    except struct.error as exc:
+        raise ValueError(f"ranges: a value does not fit its field: {exc}") from exc
     return b"".join(parts)
 
 
 def decode_ranges(body: bytes | bytearray | memoryview) -> tuple[list[RangeFile], list[FileRange]]:
     """Raises FormatError on anything malformed, too large, or referring to a file that is not listed."""
     view = memoryview(body)
+    if len(view) > MAX_RANGES_BODY_BYTES:
+        raise FormatError(f"ranges: {len(view)} bytes, at most {MAX_RANGES_BODY_BYTES}")
     try:
         n_files, n_ranges = _COUNTS.unpack_from(view)
         if n_files > n_ranges or n_ranges > MAX_RANGES:
             raise FormatError(f"ranges: {n_files} files, {n_ranges} ranges; at most {MAX_RANGES} ranges")
-        at = _COUNTS.size
-        files = []
-        for _ in range(n_files):
-            path_bytes, version_bytes, size = _FILE.unpack_from(view, at)
-            at += _FILE.size
-            end = at + path_bytes + version_bytes
-            if end > len(view):
-                raise FormatError("ranges: body ends inside a path")
-            text = bytes(view[at:end])
-            files.append(RangeFile(text[:path_bytes].decode(), text[path_bytes:].decode(), size))
-            at = end
+        files, at = _decode_files(view, n_files)
         if len(view) - at != n_ranges * _RANGE.size:
             raise FormatError(f"ranges: {len(view) - at} bytes for {n_ranges} ranges")
         ranges = [FileRange(file, start, length) for file, length, start in _RANGE.iter_unpack(view[at:])]
@@ -189,4 +218,21 @@ def decode_ranges(body: bytes | bytearray | memoryview) -> tuple[list[RangeFile]
     for item in ranges:
         if item.file >= n_files:
             raise FormatError(f"ranges: file {item.file} of {n_files}")
+        if item.length > MAX_READ_BYTES:
+            raise FormatError(f"ranges: {item.length} bytes in one range, at most {MAX_READ_BYTES}")
     return files, ranges
+
+
+def _decode_files(view: memoryview, count: int) -> tuple[list[RangeFile], int]:
+    """The files, and where the ranges begin."""
+    files, at = [], _COUNTS.size
+    for _ in range(count):
+        path_bytes, version_bytes, size = _FILE.unpack_from(view, at)
+        at += _FILE.size
+        end = at + path_bytes + version_bytes
+        if end > len(view):
+            raise FormatError("ranges: body ends inside a path")
+        text = bytes(view[at:end])
+        files.append(RangeFile(text[:path_bytes].decode(), text[path_bytes:].decode(), size))
+        at = end
+    return files, at
