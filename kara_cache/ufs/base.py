@@ -52,6 +52,7 @@ class UnderStore(Protocol):
     def list(self, path: str, *, recursive: bool = False) -> Iterator[FileInfo]:
         """The direct children, sorted by path; with `recursive` every file below, no directories.
 
+        A directory sorts as if its path ended in "/" (`path.listing_key`), as in object stores.
         Pages are fetched as the iterator advances, so a million entries do not sit in memory.
         A file yields itself. Raises FileNotFoundError where nothing is there.
         """
@@ -97,7 +98,11 @@ class UnderStore(Protocol):
 
 
 class UnderStoreWriter(Protocol):
-    """Bytes become visible at `commit`, all at once; leaving the block by an exception aborts."""
+    """Bytes become visible at `commit`, all at once; leaving the block by an exception aborts.
+
+    Leaving it otherwise commits what was not committed or aborted. Both are idempotent; writing
+    after either, or committing what was aborted, is a ValueError.
+    """
 
     def write(self, data: bytes | bytearray | memoryview) -> int: ...
 

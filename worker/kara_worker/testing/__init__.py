@@ -1,0 +1,1 @@
+"""Servers and clusters for tests and demonstrations: real sockets, real processes, told to misbehave."""
