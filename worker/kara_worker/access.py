@@ -1,0 +1,63 @@
+"""Who may do what on a listener: the one place that looks at tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from kara_cache import token as tokens
+from kara_cache.errors import AccessDenied
+from kara_worker.http_server import Connection, Request
+
+_MAX_GRANTS = 65536
+
+
+class AccessControl:
+    """With secrets, every TCP request needs a token; without, the listener is loopback or mutual TLS
+    (the configuration refuses anything else). A unix socket's peer was checked to have our uid."""
+
+    def __init__(self, secrets: Sequence[bytes], *, clock: Callable[[], float] = time.time) -> None:
+        self._secrets = tuple(secrets)
+        self._clock = clock
+        self._grants: dict[tuple[bytes, bytes], int] = {}  # (token, file) -> when it expires
+
+    def open_to(self, connection: Connection) -> bool:
+        return not self._secrets or connection.local
+
+    def check(self, request: Request, verb: str, path: str = "/") -> None:
+        """Raises AccessDenied with the reason; never with the token."""
+        if not self.open_to(request.connection):
+            self._claims(request.headers.get("authorization", ""), verb, path)
+
+    def grant(self, request: Request, file: bytes, path: str) -> None:
+        """Checks a read, and remembers the permission for `granted` until the token expires."""
+        if self.open_to(request.connection):
+            return
+        header = request.headers.get("authorization", "")
+        claims = self._claims(header, "read", path)
+        if len(self._grants) >= _MAX_GRANTS:
+            self._grants.clear()
+        self._grants[header[7:].encode(), file] = int(claims.expires)
+
+    def granted(self, connection: Connection, head: bytes, file: bytes) -> bool:
+        """Whether a read of this file with the token in this request head was permitted before."""
+        if self.open_to(connection):
+            return True
+        at = head.find(b"\r\nAuthorization: Bearer ")
+        if at < 0:
+            return False
+        end = head.find(b"\r\n", at + 24)
+        expires = self._grants.get((head[at + 24 : end if end > 0 else len(head)], file))
+        return expires is not None and self._clock() < expires
+
+    def _claims(self, header: str, verb: str, path: str) -> tokens.Claims:
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise AccessDenied("a token is required: send Authorization: Bearer <token>")
+        claims = tokens.verify(token, self._secrets, self._clock())
+        if not claims.allows(verb, path):
+            raise AccessDenied(
+                f"the token allows {'+'.join(sorted(claims.verbs))} below {claims.prefix}, "
+                f"not {verb} of {path}"
+            )
+        return claims

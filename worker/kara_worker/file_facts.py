@@ -1,0 +1,67 @@
+"""What the store says of a file now, as fresh as its mount asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from kara_cache.mount import Freshness
+from kara_cache.ufs.base import FileInfo
+from kara_worker.mounted_stores import MountedStores
+from kara_worker.single_flight import SingleFlight
+
+_MAX_ENTRIES = 200_000
+
+
+class FileFacts:
+    """`revalidate` asks the store every time: an answer that was on its way before the caller asked
+    could be older than a write the caller knows of, so requests are not shared. `max_age` asks at
+    most once in that time, `immutable` once. Errors are never remembered: a file that was missing a
+    moment ago may be there now. Event loop only."""
+
+    def __init__(
+        self, stores: MountedStores, executor: Executor, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stores = stores
+        self._executor = executor
+        self._clock = clock
+        self._known: OrderedDict[str, tuple[float, FileInfo]] = OrderedDict()
+        self._flights: SingleFlight[str, FileInfo] = SingleFlight()
+
+    async def info(self, path: str) -> FileInfo:
+        mount, _ = self._stores.locate(path)
+        known = self._known.get(path)
+        if known is not None and self._fresh(mount.freshness, known[0]):
+            self._known.move_to_end(path)
+            return known[1]
+        if mount.freshness == Freshness.revalidate():
+            return await self._ask(path)
+        return await self._flights.run(path, lambda: self._ask_and_remember(path))
+
+    def forget(self, path: str) -> None:
+        """After a write through this worker."""
+        self._known.pop(path, None)
+
+    def clear(self) -> None:
+        self._known.clear()
+
+    def _fresh(self, freshness: Freshness, since: float) -> bool:
+        if freshness == Freshness.immutable():
+            return True
+        return freshness.max_age_s is not None and self._clock() - since < freshness.max_age_s
+
+    async def _ask_and_remember(self, path: str) -> FileInfo:
+        began = self._clock()
+        info = await self._ask(path)
+        if not info.is_dir:
+            self._known[path] = (began, info)
+            self._known.move_to_end(path)
+            if len(self._known) > _MAX_ENTRIES:
+                self._known.popitem(last=False)
+        return info
+
+    async def _ask(self, path: str) -> FileInfo:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._stores.info, path)

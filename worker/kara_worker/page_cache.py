@@ -1,0 +1,297 @@
+"""Get-or-load: pages on SSD first, then the store, one request for a page however many ask."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from kara_cache.errors import CacheError, KaraError, StaleVersion
+from kara_cache.mount import Freshness, Mount
+from kara_cache.page import PageHeader, PageId, file_id
+from kara_worker.byte_budget import ByteBudget
+from kara_worker.fill import Fill
+from kara_worker.metrics import WorkerMetrics
+from kara_worker.mounted_stores import MountedStores
+from kara_worker.page_store import PageStore, StoredPage
+
+V = TypeVar("V")
+RUN_BYTES = 8 << 20  # neighbouring missing pages fetched by one request; precedent: 8 MiB parts of S3 clients
+_BUDGET_WAIT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    """One version of one file as a request names it."""
+
+    path: str
+    mount: Mount
+    relative: str
+    version: str
+    size: int
+    file_id: bytes
+
+    @property
+    def keepable(self) -> bool:
+        """Without a version nothing tells old pages from new, unless the operator says nothing changes."""
+        return bool(self.version) or self.mount.freshness == Freshness.immutable()
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPart:
+    """Bytes [start, stop) of the file lie in an open page."""
+
+    stored: StoredPage
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class FillPart:
+    """Bytes [start, stop) of the file, within one page, are on their way from the store."""
+
+    fill: Fill
+    start: int
+    stop: int
+
+
+Part = CachedPart | FillPart
+
+
+class PageCache:
+    """Event loop only; disk and store work runs in its own threads."""
+
+    def __init__(
+        self,
+        pages: PageStore,
+        stores: MountedStores,
+        metrics: WorkerMetrics,
+        *,
+        store_threads: int,
+        fill_memory_bytes: int,
+        write_queue_bytes: int,
+    ) -> None:
+        self.pages = pages
+        self.stores = stores
+        self.page_bytes = pages.page_bytes
+        self._metrics = metrics
+        self._fills: dict[PageId, Fill] = {}
+        self._memory = ByteBudget(fill_memory_bytes, what="fill memory")
+        self._write_queue_bytes = write_queue_bytes
+        self._queued_bytes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._store_threads = ThreadPoolExecutor(store_threads, thread_name_prefix="store")
+        self._disk_threads = ThreadPoolExecutor(2, thread_name_prefix="disk")
+
+    def ref(self, path: str, version: str, size: int) -> FileRef:
+        """Raises ValueError for a hostile path, FileNotFoundError for an unknown mount."""
+        mount, relative = self.stores.locate(path)
+        if size < 0:
+            raise ValueError(f"size {size} of {path}")
+        return FileRef(path, mount, relative, version, size, file_id(path, version, size))
+
+    def peek(self, ref: FileRef, start: int, stop: int) -> list[StoredPage] | None:
+        """The open pages under [start, stop), if all are: no system call, nothing counted."""
+        peek, identity = self.pages.peek, ref.file_id
+        first, last = start // self.page_bytes, (stop - 1) // self.page_bytes
+        if first == last:
+            page = peek(PageId(identity, first))
+            return None if page is None else [page]
+        found = []
+        for index in range(first, last + 1):
+            page = peek(PageId(identity, index))
+            if page is None:
+                return None
+            found.append(page)
+        return found
+
+    async def parts(self, ref: FileRef, start: int, stop: int, *, keep: bool = True) -> list[Part]:
+        """[start, stop) as parts in order, one for each page; missing pages have begun to load."""
+        first, last = start // self.page_bytes, (stop - 1) // self.page_bytes
+        stored = await self._open_stored(ref, range(first, last + 1))
+        # nothing below waits: between the look-up and the start of a fill nobody else can start one
+        self._start_missing(ref, [i for i in range(first, last + 1) if i not in stored], keep)
+        parts: list[Part] = []
+        for index in range(first, last + 1):
+            at, end = max(start, index * self.page_bytes), min(stop, (index + 1) * self.page_bytes)
+            if index in stored:
+                parts.append(CachedPart(stored[index], at, end))
+            else:
+                parts.append(FillPart(self._fills[PageId(ref.file_id, index)], at, end))
+        self._metrics.page_hits += len(stored)
+        return parts
+
+    async def _open_stored(self, ref: FileRef, indices: range) -> dict[int, StoredPage]:
+        """Every page of the run that is on SSD, open.
+
+        Opening may wait for a disk, and meanwhile other pages may have arrived: the last pass waits
+        for nothing, so what it does not find is missing at this very moment.
+        """
+        found: dict[int, StoredPage] = {}
+        tried: set[PageId] = set()
+        while True:
+            closed: list[PageId] = []
+            for index in indices:
+                page = PageId(ref.file_id, index)
+                if index in found or page in tried:
+                    continue
+                stored = self.pages.peek(page)
+                if stored is not None:
+                    found[index] = stored
+                elif page not in self._fills and self.pages.contains(page):
+                    closed.append(page)
+            if not closed:
+                return found
+            tried.update(closed)
+            for opened in await self.run_on_disk(self._get_all, closed):
+                found[opened.header.page.index] = opened
+
+    def _get_all(self, pages: Sequence[PageId]) -> list[StoredPage]:
+        return [stored for page in pages if (stored := self.pages.get(page)) is not None]
+
+    def _start_missing(self, ref: FileRef, indices: list[int], keep: bool) -> None:
+        run: list[int] = []
+        for index in indices:
+            fill = self._fills.get(PageId(ref.file_id, index))
+            if fill is not None and fill.error is None:
+                fill.keep = fill.keep or keep
+                self._metrics.page_joins += 1
+                continue
+            self._metrics.page_misses += 1
+            if run and (index != run[-1] + 1 or (len(run) + 1) * self.page_bytes > max(RUN_BYTES, self.page_bytes)):
+                self._start_fill(ref, run, keep)
+                run = []
+            run.append(index)
+        if run:
+            self._start_fill(ref, run, keep)
+
+    def _start_fill(self, ref: FileRef, run: list[int], keep: bool) -> None:
+        start = run[0] * self.page_bytes
+        stop = min((run[-1] + 1) * self.page_bytes, ref.size)
+        fill = Fill(run[0], start, stop, keep=keep)
+        for index in run:
+            self._fills[PageId(ref.file_id, index)] = fill
+        task = asyncio.get_running_loop().create_task(self._fill(ref, fill, len(run)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fill(self, ref: FileRef, fill: Fill, count: int) -> None:
+        size = fill.stop - fill.start
+        held = False
+        try:
+            await self._memory.acquire(size, _BUDGET_WAIT_S)
+            held = True
+            fill.attach(memoryview(bytearray(size)))
+            loop = asyncio.get_running_loop()
+            headers = await loop.run_in_executor(self._store_threads, self._load, ref, fill)
+            fill.finish(headers)
+            self._metrics.fills += 1
+        except Exception as exc:  # the top of a task: whoever waits for the fill gets the error
+            self._metrics.count_fill_error(exc)
+            fill.fail(_as_answer(exc, ref))
+        try:
+            if fill.error is None and fill.keep and ref.keepable:
+                await self._write(ref, fill)
+        finally:
+            for index in range(fill.first_page, fill.first_page + count):
+                page = PageId(ref.file_id, index)
+                if self._fills.get(page) is fill:
+                    del self._fills[page]
+            if held:
+                self._memory.release(size)
+
+    def _load(self, ref: FileRef, fill: Fill) -> list[PageHeader]:
+        """In a store thread: the bytes, then the sums. Nobody sees a sum taken of anything but the store's bytes."""
+        view = fill.view(fill.start, fill.stop)
+        got = self.stores.read_into(
+            ref.mount, ref.relative, fill.start, view, ref.version, fill.progress_from_thread
+        )
+        if got != len(view):
+            raise StaleVersion(
+                f"{ref.path}: {got} bytes at {fill.start}, expected {len(view)} of a file of {ref.size}; it has changed"
+            )
+        now, size = time.time_ns(), self.page_bytes
+        return [
+            PageHeader.of(
+                PageId(ref.file_id, (fill.start + at) // size),
+                view[at : at + size],
+                page_bytes=size,
+                created_ns=now,
+                path=ref.path,
+            )
+            for at in range(0, len(view), size)
+        ]
+
+    async def _write(self, ref: FileRef, fill: Fill) -> None:
+        """Readers are served from memory until a page is on SSD, so that no page is fetched twice."""
+        size = fill.stop - fill.start
+        if self._queued_bytes + size > self._write_queue_bytes and self._queued_bytes:
+            self._metrics.count_rejection("queue_full", len(fill.headers))
+            return
+        self._queued_bytes += size
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._disk_threads, self._put_all, ref, fill)
+        finally:
+            self._queued_bytes -= size
+
+    def _put_all(self, ref: FileRef, fill: Fill) -> None:
+        for header in fill.headers:
+            start = header.page.index * self.page_bytes
+            self.pages.put(header, fill.view(start, start + header.length), group=ref.mount.name)
+
+    async def open_pages(self, ref: FileRef, indices: range) -> list[StoredPage]:
+        """Those of the pages that are on SSD, in order; starts no fill."""
+        last = -(-ref.size // self.page_bytes)
+        found = await self._open_stored(ref, range(indices.start, min(indices.stop, last)))
+        self._metrics.page_hits += len(found)
+        return [found[index] for index in sorted(found)]
+
+    async def free(self, path: str, *, recursive: bool) -> tuple[int, int]:
+        """Drops all versions of a file, or of all files below: (pages, bytes)."""
+        self.stores.locate(path)
+        return await self.run_on_disk(lambda: self.pages.free(path, recursive=recursive))
+
+    def filling(self, ref: FileRef) -> list[int]:
+        """Indices of the file's pages that are on their way from the store."""
+        return sorted(page.index for page in self._fills if page.file_id == ref.file_id)
+
+    async def check(self, ref: FileRef, start: int, stop: int) -> tuple[int, int]:
+        """Reads and compares the pages under the range: (pages here, pages dropped because they were wrong)."""
+        first, last = start // self.page_bytes, (stop - 1) // self.page_bytes
+        loop = asyncio.get_running_loop()
+        present = dropped = 0
+        for index in range(first, last + 1):
+            page = PageId(ref.file_id, index)
+            if self.pages.contains(page):
+                present += 1
+                dropped += not await loop.run_in_executor(self._disk_threads, self.pages.verify, page)
+        return present, dropped
+
+    async def run_on_disk(self, work: Callable[..., V], *args: Any) -> V:
+        """Runs blocking page-store work outside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk_threads, work, *args)
+
+    @property
+    def loading(self) -> int:
+        """Fills that run, each a request to a store."""
+        return len(self._tasks)
+
+    async def close(self, drain_s: float) -> None:
+        """Waits for fills and their writes, then stops the threads."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=drain_s)
+        for task in self._tasks:
+            task.cancel()
+        self._store_threads.shutdown(wait=False, cancel_futures=True)
+        self._disk_threads.shutdown(wait=True)
+
+
+def _as_answer(exc: Exception, ref: FileRef) -> Exception:
+    """What readers are told: answers and errors of ours as they are, a bug as a failure of the cache."""
+    if isinstance(exc, (KaraError, OSError, ValueError)):
+        return exc
+    return CacheError(f"{ref.path}: the fill failed: {type(exc).__name__}")

@@ -1,0 +1,155 @@
+"""Many ranges in one request: what is in memory goes out together, the rest as each arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mmap
+from collections.abc import Sequence
+
+from kara_cache.checksum import checksum
+from kara_cache.errors import PageCorrupt
+from kara_cache.wire import RANGE_FRAME, FileRange, RangeFile, encode_error
+from kara_worker.http_server import Request
+from kara_worker.metrics import WorkerMetrics
+from kara_worker.page_cache import CachedPart, FileRef, PageCache
+from kara_worker.reads import SIGN_OF_LIFE_S, Reads
+from kara_worker.verified_read import read_verified, read_verified_copy
+
+_GATHER_BYTES = 1 << 20  # frames are joined up to this size: one send for many small ranges
+_YIELD_EVERY = 128  # ranges between two turns of the event loop, so that other readers are not kept waiting
+_PARALLEL = 16  # ranges of one request that may wait for disk or store at a time
+
+
+class Ranges:
+    """Event loop only. Frames come in any order, each range exactly once."""
+
+    def __init__(self, cache: PageCache, reads: Reads, metrics: WorkerMetrics) -> None:
+        self._cache = cache
+        self._reads = reads
+        self._metrics = metrics
+        self._page_bytes = cache.page_bytes
+        self._scratch = memoryview(mmap.mmap(-1, cache.page_bytes))
+
+    async def respond(
+        self, request: Request, files: Sequence[FileRef | Exception], ranges: Sequence[FileRange]
+    ) -> None:
+        await request.start(length=None)
+        later: list[int] = []
+        frames = bytearray()
+        for index, item in enumerate(ranges):
+            file = files[item.file]
+            if isinstance(file, Exception):
+                frames += _error_frame(index, file)
+            elif not self._append_hit(frames, index, file, item):
+                later.append(index)
+            if len(frames) >= _GATHER_BYTES:
+                await request.write_chunk(memoryview(frames))
+                frames = bytearray()
+            if index % _YIELD_EVERY == _YIELD_EVERY - 1:
+                await asyncio.sleep(0)
+        if frames:
+            await request.write_chunk(memoryview(frames))
+        if later:
+            await self._respond_later(request, files, ranges, later)
+        await request.finish()
+
+    def _append_hit(self, frames: bytearray, index: int, ref: FileRef, item: FileRange) -> bool:
+        """Adds the range's frame if every page is open and in memory."""
+        stop = min(item.start + item.length, ref.size)
+        if item.start >= stop:
+            frames += RANGE_FRAME.pack(index, 0, 0, checksum(b""))
+            return True
+        pages = self._cache.peek(ref, item.start, stop)
+        if pages is None:
+            return False
+        mark, at = len(frames), item.start
+        frames += bytes(RANGE_FRAME.size)
+        try:
+            for page in pages:
+                base = page.header.page.index * self._page_bytes
+                last = min(stop - base, page.header.length)
+                frames += read_verified(page, at - base, last, self._scratch, wait=False)
+                at = base + last
+        except (BlockingIOError, PageCorrupt):
+            del frames[mark:]
+            return False
+        data = memoryview(frames)[mark + RANGE_FRAME.size :]
+        total = checksum(data)
+        data.release()
+        RANGE_FRAME.pack_into(frames, mark, index, 0, stop - item.start, total)
+        self._metrics.page_hits += len(pages)
+        self._metrics.cache_bytes += stop - item.start
+        return True
+
+    async def _respond_later(
+        self,
+        request: Request,
+        files: Sequence[FileRef | Exception],
+        ranges: Sequence[FileRange],
+        indices: Sequence[int],
+    ) -> None:
+        turns = asyncio.Semaphore(_PARALLEL)
+
+        async def load(index: int) -> bytes:
+            async with turns:
+                ref, item = files[ranges[index].file], ranges[index]
+                assert isinstance(ref, FileRef)
+                try:
+                    data = await self._load(ref, item.start, min(item.start + item.length, ref.size))
+                except Exception as exc:  # one bad range is an answer to that range alone
+                    return _error_frame(index, exc)
+                return RANGE_FRAME.pack(index, 0, len(data), checksum(data)) + data
+
+        tasks = {asyncio.ensure_future(load(index)) for index in indices}
+        try:
+            while tasks:
+                done, tasks = await asyncio.wait(
+                    tasks, timeout=SIGN_OF_LIFE_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    await request.write_chunk(task.result())
+                if not done:
+                    await request.write_chunk(SIGN_OF_LIFE)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _load(self, ref: FileRef, start: int, stop: int) -> bytes:
+        out = bytearray()
+        for part in await self._cache.parts(ref, start, stop):
+            if isinstance(part, CachedPart):
+                base = part.stored.header.page.index * self._page_bytes
+                try:
+                    out += await self._cache.run_on_disk(
+                        read_verified_copy, part.stored, part.start - base, part.stop - base
+                    )
+                except PageCorrupt:
+                    part = await self._reads.refetch(ref, part)
+                else:
+                    self._metrics.cache_bytes += part.stop - part.start
+                    continue
+            while not await part.fill.wait_complete(SIGN_OF_LIFE_S):
+                pass
+            out += part.fill.view(part.start, part.stop)
+            self._metrics.store_served_bytes += part.stop - part.start
+        return bytes(out)
+
+
+SIGN_OF_LIFE = RANGE_FRAME.pack(0xFFFFFFFF, 2, 0, 0)  # status 2: nothing yet, still working
+
+
+def _error_frame(index: int, error: BaseException) -> bytes:
+    body = json.dumps(encode_error(error)[1]).encode()
+    return RANGE_FRAME.pack(index, 1, len(body), checksum(body)) + body
+
+
+def refs(cache: PageCache, files: Sequence[RangeFile]) -> list[FileRef | Exception]:
+    """One reference for each file; a bad one is an error for its ranges, not for the request."""
+    found: list[FileRef | Exception] = []
+    for file in files:
+        try:
+            found.append(cache.ref(file.path, file.version, file.size))
+        except (OSError, ValueError) as exc:
+            found.append(exc)
+    return found

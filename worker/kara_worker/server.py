@@ -1,0 +1,325 @@
+"""The data port: the protocol of docs/protocol.md over a PageCache."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from kara_cache.errors import AccessDenied, ConfigError, KaraError, WorkerBusy
+from kara_cache.mount import Mount
+from kara_cache.ufs.base import FileInfo, UnderStoreWriter
+from kara_cache.wire import (
+    MAX_RANGES_BODY_BYTES,
+    MAX_READ_BYTES,
+    PREFIX,
+    decode_ranges,
+    encode_info,
+)
+from kara_worker.access import AccessControl
+from kara_worker.client_totals import ClientTotals
+from kara_worker.explain import explain
+from kara_worker.file_facts import FileFacts
+from kara_worker.http_server import Connection, Request
+from kara_worker.metrics import WorkerMetrics
+from kara_worker.mounted_stores import MountedStores
+from kara_worker.output import DescriptorMessage, SocketOutput
+from kara_worker.page_cache import FileRef, PageCache
+from kara_worker.ranges import Ranges, refs
+from kara_worker.reads import Reads
+
+V = TypeVar("V")
+_READ = f"GET {PREFIX}/read?".encode()
+_MAX_TARGETS = 65536
+_MAX_DESCRIPTORS = 64  # in one message; the kernel's own limit is 253 (SCM_MAX_FD)
+_WRITE_CHUNK = 1 << 20
+_LIST_BATCH = 256
+_JSON_LIMIT = 1 << 20
+
+Handler = Callable[[Request], Awaitable[None]]
+
+
+class PageServer:
+    """Implements `Application`. Event loop only; store calls run in `executor`."""
+
+    def __init__(
+        self,
+        cache: PageCache,
+        stores: MountedStores,
+        facts: FileFacts,
+        access: AccessControl,
+        metrics: WorkerMetrics,
+        clients: ClientTotals,
+        executor: Executor,
+        *,
+        status: Callable[[], dict[str, Any]],
+        add_mount: Callable[[str, dict[str, Any]], Mount] | None = None,
+    ) -> None:
+        """`status` describes this worker; `add_mount` exists only on a private worker."""
+        self._cache = cache
+        self._stores = stores
+        self._facts = facts
+        self._access = access
+        self._metrics = metrics
+        self._clients = clients
+        self._executor = executor
+        self._status = status
+        self._add_mount = add_mount
+        self._reads = Reads(cache, metrics)
+        self._ranges = Ranges(cache, self._reads, metrics)
+        self._targets: dict[bytes, FileRef] = {}
+        self.draining = False
+        self.last_request = time.monotonic()
+        self._routes: dict[tuple[str, str], tuple[str, Handler]] = {
+            ("GET", "/read"): ("read", self._read),
+            ("POST", "/ranges"): ("ranges", self._read_ranges),
+            ("GET", "/info"): ("info", self._info),
+            ("GET", "/list"): ("list", self._list),
+            ("PUT", "/file"): ("write", self._write),
+            ("DELETE", "/file"): ("delete", self._delete),
+            ("POST", "/directory"): ("mkdir", self._make_directory),
+            ("POST", "/free"): ("free", self._free),
+            ("POST", "/verify"): ("verify", self._verify),
+            ("GET", "/pages"): ("pages", self._pages),
+            ("GET", "/mounts"): ("mounts", self._mounts),
+            ("POST", "/mounts"): ("add_mount", self._new_mount),
+            ("GET", "/worker"): ("worker", self._worker),
+            ("GET", "/explain"): ("explain", self._explain),
+            ("POST", "/client-metrics"): ("client_metrics", self._client_metrics),
+        }
+
+    def try_fast(self, connection: Connection, head: bytes) -> bool:
+        if not head.startswith(_READ) or self.draining:
+            return False
+        line_end = head.find(b" HTTP/1.1")
+        at = head.rfind(b"&start=", 0, line_end)
+        file = head[len(_READ) : at]
+        ref = self._targets.get(file)
+        if ref is None or not self._access.granted(connection, head, file):
+            return False
+        start_text, _, length_text = head[at + 7 : line_end].partition(b"&length=")
+        if not (start_text.isdigit() and length_text.isdigit()):
+            return False
+        start = int(start_text)
+        stop = min(start + min(int(length_text), MAX_READ_BYTES), ref.size)
+        if start >= stop or b"onnection: close" in head:
+            return False
+        self.last_request = time.monotonic()
+        return self._reads.try_hits(connection, ref, start, stop)
+
+    async def handle(self, request: Request) -> None:
+        began = self.last_request = time.monotonic()
+        route = None
+        if request.path.startswith(PREFIX + "/"):
+            route = self._routes.get((request.method, request.path[len(PREFIX) :]))
+        if route is None:
+            document = {"error": "value", "message": f"no such endpoint: {request.method} {request.path[:200]}"}
+            await request.respond_json(document, 404)
+            return
+        method, handler = route
+        result = "error"
+        try:
+            if self.draining:
+                raise WorkerBusy("this worker is draining: ask another one")
+            await handler(request)
+            result = "ok"
+        except (OSError, ValueError, AccessDenied) as exc:
+            if not isinstance(exc, (KaraError, ConnectionError)) or isinstance(exc, (AccessDenied, ConfigError)):
+                result = "client_error"
+            raise
+        finally:
+            self._metrics.observe(method, result, time.monotonic() - began)
+
+    async def _in_thread(self, work: Callable[..., V], *args: Any) -> V:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+
+    def forget_targets(self) -> None:
+        """After the mount table changed."""
+        self._targets.clear()
+        self._facts.clear()
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    async def _read(self, request: Request) -> None:
+        path, start, length = _text(request, "path"), _number(request, "start"), _number(request, "length")
+        if length > MAX_READ_BYTES:
+            raise ValueError(f"length {length} of {path}: at most {MAX_READ_BYTES} bytes in one request")
+        ref = self._ref(request)
+        file = request.raw_query.rpartition("&start=")[0].encode()
+        self._access.grant(request, file, path)
+        keep = request.query.get("keep") != "0"
+        if keep and file:
+            if len(self._targets) >= _MAX_TARGETS:
+                self._targets.clear()
+            self._targets[file] = ref
+        await self._reads.respond(request, ref, start, min(start + length, ref.size), keep=keep)
+
+    def _ref(self, request: Request) -> FileRef:
+        return self._cache.ref(_text(request, "path"), request.query.get("version", ""), _number(request, "size"))
+
+    async def _read_ranges(self, request: Request) -> None:
+        files, ranges = decode_ranges(await request.body_bytes(MAX_RANGES_BODY_BYTES))
+        for file in files:
+            self._access.check(request, "read", file.path)
+        for item in ranges:
+            if item.length > MAX_READ_BYTES:
+                raise ValueError(f"length {item.length}: at most {MAX_READ_BYTES} bytes in one range")
+        await self._ranges.respond(request, refs(self._cache, files), ranges)
+
+    async def _pages(self, request: Request) -> None:
+        """Descriptors of pages that are on SSD; readers on this host then need us no more for them."""
+        output = request.connection.output
+        if not request.connection.local or not isinstance(output, SocketOutput):
+            raise ValueError("descriptors are passed over the unix socket only")
+        ref, first = self._ref(request), _number(request, "first")
+        count = min(_number(request, "count"), _MAX_DESCRIPTORS)
+        pages = await self._cache.open_pages(ref, range(first, first + count))
+        body = json.dumps({"pages": [page.header.page.index for page in pages]}).encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nContent-Type: application/json\r\n\r\n"
+        request.started = True
+        await request.write(DescriptorMessage(head.encode() + body, pages) if pages else head.encode() + body)
+
+    # -- metadata and writing -----------------------------------------------------------------------
+
+    async def _info(self, request: Request) -> None:
+        path = self._allowed(request, "read")
+        info = await self._facts.info(path)
+        await request.respond_json(encode_info(info))
+
+    async def _list(self, request: Request) -> None:
+        path = self._allowed(request, "read")
+        recursive = request.query.get("recursive") == "1"
+        entries = self._stores.list(path, recursive=recursive)
+        batch = await self._in_thread(_take, entries)  # a missing directory raises before the head is out
+        await request.start(length=None, headers=["Content-Type: application/x-ndjson"])
+        while batch:
+            lines = "".join(json.dumps(encode_info(info)) + "\n" for info in batch)
+            await request.write_chunk(lines.encode())
+            batch = await self._in_thread(_take, entries)
+        await request.finish()
+
+    async def _write(self, request: Request) -> None:
+        path = self._allowed(request, "write")
+        append = request.query.get("append") == "1"
+        mount, relative = self._stores.writable(path)
+        with self._metrics.store_request(mount.name, "write"):
+            store = await self._in_thread(self._stores.store, mount)
+            writer = await self._in_thread(lambda: store.open_writer(relative, append=append))
+            info = await self._copy_body(request, writer)
+        self._facts.forget(path)
+        await request.respond_json(encode_info(FileInfo(path, info.size, info.version, info.mtime)))
+
+    async def _copy_body(self, request: Request, writer: UnderStoreWriter) -> FileInfo:
+        """The file appears whole at the end, or not at all."""
+        try:
+            pending = bytearray()
+            async for piece in request.body():
+                pending += piece
+                if len(pending) >= _WRITE_CHUNK:
+                    await self._in_thread(writer.write, bytes(pending))
+                    pending.clear()
+            if pending:
+                await self._in_thread(writer.write, bytes(pending))
+            return await self._in_thread(writer.commit)
+        except BaseException:
+            # in a thread of its own: this task may have been cancelled, and the store must not keep parts
+            self._executor.submit(writer.abort)
+            raise
+
+    async def _delete(self, request: Request) -> None:
+        path = self._allowed(request, "write")
+        await self._in_thread(self._stores.delete, path)
+        self._facts.forget(path)
+        await request.respond_json({})
+
+    async def _make_directory(self, request: Request) -> None:
+        await self._in_thread(self._stores.make_directory, self._allowed(request, "write"))
+        await request.respond_json({})
+
+    # -- the cache itself ---------------------------------------------------------------------------
+
+    async def _free(self, request: Request) -> None:
+        path = self._allowed(request, "admin")
+        recursive = request.query.get("recursive") == "1"
+        pages, count = await self._cache.free(path, recursive=recursive)
+        await request.respond_json({"pages": pages, "bytes": count})
+
+    async def _verify(self, request: Request) -> None:
+        """A reader found wrong bytes. Costs a read from SSD, so it needs no more rights than a read."""
+        self._allowed(request, "read")
+        ref, start, length = self._ref(request), _number(request, "start"), _number(request, "length")
+        stop = min(start + min(length, MAX_READ_BYTES), ref.size)
+        pages, dropped = (0, 0) if start >= stop else await self._cache.check(ref, start, stop)
+        await request.respond_json({"pages": pages, "dropped": dropped})
+
+    async def _mounts(self, request: Request) -> None:
+        self._access.check(request, "read")
+        await request.respond_json([describe_mount(mount) for mount in self._stores.mounts])
+
+    async def _new_mount(self, request: Request) -> None:
+        if self._add_mount is None or not request.connection.local:
+            raise AccessDenied("mounts are the operator's: this worker takes none from clients")
+        document = json.loads(await request.body_bytes(_JSON_LIMIT))
+        if not isinstance(document, dict) or not isinstance(document.get("url"), str):
+            raise ValueError('expected {"url": text, "options": object}')
+        mount = self._add_mount(document["url"], document.get("options") or {})
+        self.forget_targets()
+        await request.respond_json(describe_mount(mount))
+
+    async def _worker(self, request: Request) -> None:
+        self._access.check(request, "read")
+        await request.respond_json(self._status())
+
+    async def _explain(self, request: Request) -> None:
+        path = self._allowed(request, "read")
+        info = await self._facts.info(path)
+        await request.respond_json(explain(self._cache, info))
+
+    async def _client_metrics(self, request: Request) -> None:
+        self._access.check(request, "read")
+        self._clients.add(json.loads(await request.body_bytes(_JSON_LIMIT)))
+        await request.respond_json({})
+
+    def _allowed(self, request: Request, verb: str) -> str:
+        path = _text(request, "path")
+        self._access.check(request, verb, path)
+        return path
+
+
+def describe_mount(mount: Mount) -> dict[str, Any]:
+    """What clients may know of a mount: no option values."""
+    return {
+        "name": mount.name,
+        "url": mount.url,
+        "freshness": str(mount.freshness),
+        "replicas": mount.replicas,
+        "read_only": mount.read_only,
+    }
+
+
+def _text(request: Request, key: str) -> str:
+    try:
+        return request.query[key]
+    except KeyError:
+        raise ValueError(f"{request.path}: argument {key!r} is missing") from None
+
+
+def _number(request: Request, key: str) -> int:
+    text = _text(request, key)
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise ValueError(f"{request.path}: {key}={text[:40]!r} is not a number of bytes")
+    return int(text)
+
+
+def _take(entries: Iterator[FileInfo]) -> list[FileInfo]:
+    batch = []
+    for info in entries:
+        batch.append(info)
+        if len(batch) == _LIST_BATCH:
+            break
+    return batch
+
+

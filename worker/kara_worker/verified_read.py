@@ -1,0 +1,75 @@
+"""Bytes of an open page, compared with the checksums of its fill before anybody gets them."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from kara_cache.checksum import checksum
+from kara_cache.errors import PageCorrupt
+from kara_worker.page_store import StoredPage
+
+_NO_WAIT = getattr(os, "RWF_NOWAIT", 0)
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+def read_verified(stored: StoredPage, start: int, stop: int, scratch: memoryview, *, wait: bool) -> memoryview:
+    """Bytes [start, stop) of the page, as a part of `scratch` (at least a page long).
+
+    Raises BlockingIOError when `wait` is False and the disk would have to be read (file systems that
+    cannot tell count as memory: tmpfs), PageCorrupt when the bytes are not those of the fill.
+    """
+    header = stored.header
+    if start == 0 and stop == header.length:
+        first, last = 0, stop
+    else:
+        first, last = header.cover(start, stop)
+    view = scratch[: last - first]
+    got = _read(stored.fd, view, stored.offset + first, wait)
+    if got != len(view):
+        if not wait and 0 < got:
+            raise BlockingIOError(errno.EAGAIN, "partly in memory")
+        raise PageCorrupt(f"page {header.page}: {got} bytes at {first}, expected {len(view)}")
+    whole = last - first == header.length
+    good = checksum(view) == header.page_sum if whole else header.verify_blocks(view, first)
+    if not good:
+        raise PageCorrupt(f"page {header.page}: bytes {first} to {last} differ from their checksum")
+    return view[start - first : stop - first]
+
+
+def read_verified_copy(stored: StoredPage, start: int, stop: int) -> bytes:
+    """The same into memory of its own, waiting for the disk: for threads."""
+    return bytes(read_verified(stored, start, stop, memoryview(bytearray(stored.header.length)), wait=True))
+
+
+def _read(fd: int, view: memoryview, offset: int, wait: bool) -> int:
+    if not wait and _NO_WAIT:
+        try:
+            return os.preadv(fd, [view], offset, _NO_WAIT)
+        except BlockingIOError:
+            raise
+        except OSError as exc:
+            if exc.errno not in _UNSUPPORTED:
+                raise PageCorrupt(f"read of {len(view)} bytes at {offset}: {exc}") from exc
+    done = 0
+    try:
+        while done < len(view) and (count := os.preadv(fd, [view[done:]], offset + done)):
+            done += count
+    except OSError as exc:
+        raise PageCorrupt(f"read of {len(view)} bytes at {offset}: {exc}") from exc
+    return done
+
+
+def in_memory(stored: StoredPage) -> bool:
+    """Whether sendfile of the whole page would probably not wait for a disk (first and last byte resident)."""
+    if not _NO_WAIT:
+        return True
+    probe = bytearray(1)
+    try:
+        os.preadv(stored.fd, [probe], stored.offset, _NO_WAIT)
+        os.preadv(stored.fd, [probe], stored.offset + stored.header.length - 1, _NO_WAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
