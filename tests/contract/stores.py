@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from kara_cache.ufs import UnderStore
+from kara_cache.ufs import UnderStore, open_store
 from kara_cache.ufs.memory import MemoryStore
+
+SECRET = "hunter2"  # factories of stores with credentials put it in them: it must not show up anywhere
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,6 @@ class Capabilities:
     writes: bool = True  # else every verb that changes something raises io.UnsupportedOperation
     appends: bool = False  # else open_writer(append=True) raises io.UnsupportedOperation
     directories: bool = False  # empty ones exist, and no file has children; object stores have neither
-    shares_with_fork: bool = True  # a forked child sees what the parent wrote
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,31 @@ def memory(root: Path) -> Iterator[Site]:
         store,
         put,
         store.delete,
-        Capabilities(appends=True, directories=True, shares_with_fork=False),
+        Capabilities(appends=True, directories=True),
     )
     store.close()
 
 
+@contextmanager
+def local(root: Path) -> Iterator[Site]:
+    with closing(open_store(f"file://{root}")) as store:
+        yield Site(
+            "local",
+            store,
+            lambda path, data: put_file(root / path, data),
+            lambda path: (root / path).unlink(),
+            Capabilities(appends=True, directories=True),
+        )
+
+
+def put_file(path: Path, data: bytes) -> None:
+    """In place, as careless programs do: same inode, no rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
 STORES: dict[str, Factory] = {
     "memory": memory,
+    "local": local,
 }
 MARKS: dict[str, tuple[pytest.MarkDecorator, ...]] = {}

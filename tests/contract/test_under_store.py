@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from stores import Site
+from stores import SECRET, Site
 
 from kara_cache.errors import StaleVersion
 from kara_cache.ufs import FileInfo, UnderStore
@@ -98,8 +98,9 @@ def in_a_fork(call: Callable[[], Any]) -> None:
 
 def test_url_shows_no_secret(site: Site) -> None:
     assert "://" in site.store.url
-    assert "secret" not in site.store.url
     assert "@" not in site.store.url
+    for text in (site.store.url, repr(site.store)):
+        assert SECRET not in text
 
 
 def test_info_of_a_file(site: Site) -> None:
