@@ -1,0 +1,172 @@
+"""One call to the cache, asked of one worker after the other, then of the store."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import TypeVar
+
+from kara_cache.client_metrics import ClientMetrics
+from kara_cache.cluster import Cluster, Table
+from kara_cache.errors import CacheError, StaleVersion, UnderStoreError, WorkerUnavailable
+from kara_cache.ufs.base import UnderStore
+from kara_cache.worker_client import WorkerClient
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Fallback = Callable[[str], tuple[UnderStore, str]]
+"""Kara path to the store that holds it and the path there; LookupError when the caller gave none for it."""
+
+_NOT_SUSPECT = frozenset({"busy", "corrupt", "stale", "cache_error"})  # the worker is alive and honest
+
+
+class Detours:
+    """How the attempts of one call failed, and whether another worker is worth asking."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.asked: set[str] = set()
+        self._failures: list[str] = []
+        self._last: CacheError | None = None
+        self._stale: StaleVersion | None = None
+        self._stale_count = 0
+        self._store_error: UnderStoreError | None = None
+        self._store_count = 0
+
+    def note(self, who: str, exc: CacheError | UnderStoreError) -> None:
+        self._failures.append(f"{who}: {exc}")
+        if isinstance(exc, UnderStoreError):
+            self._store_error, self._store_count = exc, self._store_count + 1
+        elif isinstance(exc, StaleVersion):
+            self._stale, self._stale_count = exc, self._stale_count + 1
+        else:
+            self._last = exc
+
+    @property
+    def exhausted(self) -> bool:
+        """The store's failure was seen through two workers, or a version is gone for two of them.
+
+        One more worker may reach a store that another cannot, and one may still hold pages of a
+        version that the store has replaced; a third adds nothing.
+        """
+        return self._store_count > 1 or self._stale_count > 1
+
+    def error(self) -> Exception:
+        """What the caller gets when nothing answered."""
+        tried = "; ".join(self._failures) or "no worker is known"
+        if self._stale is not None:
+            return StaleVersion(f"{self.path}: the store has another version now, open it again ({tried})")
+        if self._store_error is not None:
+            return UnderStoreError(f"{self.path}: {tried}")
+        reason = self._last.reason if self._last is not None else "unavailable"
+        return WorkerUnavailable(f"{self.path}: nothing could answer: {tried}", reason=reason)
+
+
+class Failover:
+    """Thread-safe. Failures are counted by reason; a worker that did not answer becomes a suspect."""
+
+    def __init__(
+        self, cluster: Cluster, metrics: ClientMetrics, *, timeout_s: float, fallback: Fallback | None
+    ) -> None:
+        self.cluster = cluster
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._fallback = fallback
+
+    def deadline(self) -> float:
+        """When workers must have answered a call that begins now.
+
+        A caller with a store of its own keeps half of the time for it.
+        """
+        return monotonic() + (self._timeout_s if self._fallback is None else self._timeout_s / 2)
+
+    def run(
+        self,
+        path: str,
+        ask: Callable[[WorkerClient, bool], T],
+        store: Callable[[UnderStore, str], T] | None,
+        deadline: float,
+        *,
+        table: Table | None = None,
+        owners: tuple[str, ...] | None = None,
+        detours: Detours | None = None,
+    ) -> T:
+        """The first answer: of workers in the order of `Cluster.candidates`, of the caller's own store,
+        of workers that looked dead.
+
+        `ask` gets a worker and whether it may keep pages; `store` a store and the path in it.
+
+        Raises:
+            FileNotFoundError, PermissionError, AccessDenied, ...: answers, from whoever gave them.
+            StaleVersion, UnderStoreError, WorkerUnavailable: nobody could answer; says who said what.
+        """
+        cluster = self.cluster
+        if table is None:
+            table = cluster.table()
+        if owners is None:
+            owners = cluster.owners(table, path)
+        if detours is None:
+            detours = Detours(path)
+        for worker, keep in cluster.candidates(table, owners):
+            if worker.id in detours.asked:
+                continue
+            detours.asked.add(worker.id)
+            try:
+                answer = ask(worker, keep)
+            except (CacheError, UnderStoreError) as exc:
+                self.failed(worker, exc, detours)
+                if detours.exhausted or monotonic() >= deadline:
+                    break
+            else:
+                cluster.suspects.answered(worker.id)
+                return answer
+        return self._without_workers(path, ask, store, deadline, table, owners, detours)
+
+    def failed(self, worker: WorkerClient, exc: CacheError | UnderStoreError, detours: Detours) -> None:
+        """Notes a failed attempt wherever it has consequences."""
+        reason = exc.reason if isinstance(exc, CacheError) else "store_error"
+        self._metrics.fallback(reason)
+        detours.note(worker.id, exc)
+        if isinstance(exc, CacheError) and reason not in _NOT_SUSPECT:
+            self.cluster.suspects.failed(worker.id)
+        log.debug("read.detour %s worker %s: %s", reason, worker.id, exc)
+
+    def _without_workers(
+        self,
+        path: str,
+        ask: Callable[[WorkerClient, bool], T],
+        store: Callable[[UnderStore, str], T] | None,
+        deadline: float,
+        table: Table,
+        owners: tuple[str, ...],
+        detours: Detours,
+    ) -> T:
+        own = self._store_of(path) if store is not None else None
+        if own is not None and store is not None:
+            under_store, relative = own
+            try:
+                return store(under_store, relative)
+            except (StaleVersion, UnderStoreError) as exc:
+                detours.note(under_store.url, exc)
+        if not detours.exhausted:
+            for worker, keep in self.cluster.last_resort(table, owners, detours.asked):
+                if monotonic() >= deadline:
+                    break
+                try:
+                    answer = ask(worker, keep)
+                except (CacheError, UnderStoreError) as exc:
+                    self.failed(worker, exc, detours)
+                else:
+                    self.cluster.suspects.answered(worker.id)
+                    return answer
+        raise detours.error()
+
+    def _store_of(self, path: str) -> tuple[UnderStore, str] | None:
+        if self._fallback is None:
+            return None
+        with contextlib.suppress(LookupError):
+            return self._fallback(path)
+        return None

@@ -1,0 +1,180 @@
+"""Everything that can be asked of one worker: docs/protocol.md, as calls."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+from collections.abc import Iterable, Iterator
+from time import monotonic
+from typing import Any
+
+from kara_cache.cached_file import CachedFile
+from kara_cache.errors import FormatError, WorkerUnavailable
+from kara_cache.membership.base import WorkerInfo
+from kara_cache.ufs.base import FileInfo
+from kara_cache.verified_body import receive_verified
+from kara_cache.wire import decode_info
+from kara_cache.worker_link import Exchange, Transport, WorkerLink, answered_error
+
+MAX_DESCRIPTORS = 64  # in one response, docs/protocol.md
+
+
+class WorkerClient:
+    """One worker. Thread-safe; usable in a forked child after `after_fork`.
+
+    Calls end by `deadline` (monotonic seconds). They raise CacheError when the worker could not
+    answer; file errors, UnderStoreError and AccessDenied as the worker raised them.
+    """
+
+    def __init__(self, worker: WorkerInfo, transport: Transport) -> None:
+        self.worker = worker
+        self.id = worker.id
+        self.link = WorkerLink(worker, transport)
+        self.no_descriptors_until = 0.0  # monotonic second; set when it refused to pass any
+
+    def __repr__(self) -> str:
+        return f"<WorkerClient {self.link}>"
+
+    # -- bytes -------------------------------------------------------------------------------------
+
+    def read_into(
+        self, file: CachedFile, start: int, view: memoryview, *, keep: bool, deadline: float
+    ) -> bool:
+        """Fills `view`, which must not be empty nor reach beyond the file's end, with verified bytes.
+
+        With keep=False the worker reads through without storing pages. Returns whether every page
+        was on its SSD.
+        """
+        link = self.link
+        prefix = file.reading if keep else file.read_through
+        exchange = link.send(b"%b%d&length=%d%b" % (prefix, start, len(view), link.tail()), deadline)
+        pool, connection, head = exchange
+        if head.status != 200:
+            link.document(exchange, file.path)
+        try:
+            receive_verified(connection, head, file.path, start, view)
+        except BaseException:
+            pool.discard(connection)
+            raise
+        link.release(exchange)
+        return head.length is not None
+
+    def post_ranges(self, body: bytes, deadline: float) -> Exchange:
+        """Sends a request of `wire.encode_ranges`; the answer's frames are `range_frames.receive`'s."""
+        return self.link.send(self.link.request("POST", "/ranges", (), len(body)) + body, deadline)
+
+    def descriptors(
+        self, file: CachedFile, first: int, count: int, deadline: float
+    ) -> builtins.list[tuple[int, int]]:
+        """(page index, descriptor) of those among `count` pages from `first` that the worker has.
+
+        The descriptors belong to the caller. Only while the link is local.
+        """
+        query = (*_identity(file), ("first", first), ("count", min(count, MAX_DESCRIPTORS)))
+        request = self.link.request("GET", "/pages", query)
+        exchange, fds = self.link.send_for_descriptors(request, MAX_DESCRIPTORS, deadline)
+        try:
+            document = self.link.document(exchange, file.path)
+            pages = document.get("pages") if isinstance(document, dict) else None
+            if (
+                not isinstance(pages, list)
+                or len(pages) != len(fds)
+                or not all(type(i) is int for i in pages)
+            ):
+                what = f"{exchange.connection.where}: {len(fds)} descriptors for pages {pages!r:.100}"
+                raise WorkerUnavailable(what, reason="protocol")
+            return list(zip(pages, fds, strict=True))
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+
+    def verify(self, file: CachedFile, start: int, length: int, deadline: float) -> None:
+        """Has the pages under a range compared with their sums; wrong ones are dropped."""
+        self.call("POST", "/verify", deadline, *_identity(file), ("start", start), ("length", length))
+
+    def put(
+        self, path: str, chunks: Iterable[bytes], size: int, *, append: bool, deadline: float
+    ) -> FileInfo:
+        """Replaces or extends the file. Never sent twice: whether it took effect may be unknown."""
+        query = (("path", path), ("append", 1)) if append else (("path", path),)
+        pool, connection = self.link.borrow(deadline, fresh=True)
+        try:
+            connection.send(self.link.request("PUT", "/file", query, size), deadline)
+            try:
+                for chunk in chunks:
+                    connection.send_more(chunk)
+            except WorkerUnavailable as exc:
+                # refused in the middle: the answer says why, if it got through
+                if exc.reason != "reset":
+                    raise
+            exchange = Exchange(pool, connection, connection.response())
+        except BaseException:
+            pool.discard(connection)
+            raise
+        return _as_info(self.link.document(exchange, path), connection.where)
+
+    # -- documents ---------------------------------------------------------------------------------
+
+    def info(self, path: str, deadline: float) -> FileInfo:
+        return _as_info(self.call("GET", "/info", deadline, ("path", path)), self.link.where)
+
+    def list(self, path: str, *, recursive: bool, timeout_s: float) -> Iterator[FileInfo]:
+        """Entries as they arrive, over a connection of its own, because the consumer may be slow.
+
+        `timeout_s` bounds each wait, not the whole.
+        """
+        query = (("path", path), ("recursive", 1)) if recursive else (("path", path),)
+        connection = self.link.dial(timeout_s)
+        try:
+            connection.send(self.link.request("GET", "/list", query), monotonic() + timeout_s)
+            head = connection.response()
+            if head.status != 200:
+                raise answered_error(connection, head, path)
+            for line in connection.receive_lines():
+                if line:
+                    yield _as_info(_parsed(line, connection.where), connection.where)
+                connection.deadline = monotonic() + timeout_s
+        finally:
+            connection.close()
+
+    def call(
+        self,
+        method: str,
+        name: str,
+        deadline: float,
+        *query: tuple[str, str | int],
+        body: bytes | None = None,
+    ) -> Any:
+        """Any request that is answered by a JSON document."""
+        length = None if body is None else len(body)
+        request = self.link.request(method, name, query, length) + (body or b"")
+        path = next((str(value) for key, value in query if key == "path"), name)
+        return self.link.document(self.link.send(request, deadline), path)
+
+    def close(self) -> None:
+        self.link.close()
+
+    def after_fork(self) -> None:
+        """In the child, before anything else; takes no lock."""
+        self.link.after_fork()
+
+
+def _identity(file: CachedFile) -> tuple[tuple[str, str | int], ...]:
+    info = file.info
+    return ("path", info.path), ("version", info.version), ("size", info.size)
+
+
+def _parsed(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as exc:
+        raise WorkerUnavailable(f"{where}: no JSON: {line[:80]!r}", reason="protocol") from exc
+
+
+def _as_info(document: Any, where: str) -> FileInfo:
+    try:
+        return decode_info(document)
+    except FormatError as exc:
+        raise WorkerUnavailable(f"{where}: {exc}", reason="protocol") from exc

@@ -1,0 +1,265 @@
+"""The way to one worker: its unix socket where it is on this host, else its data port; pooled, kept alive."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import ssl
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from time import monotonic
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
+
+from kara_cache.address import TcpAddress, UnixAddress
+from kara_cache.connection import ClosedBeforeResponse, Connection
+from kara_cache.connection_pool import ConnectionPool
+from kara_cache.endpoint import Endpoint
+from kara_cache.errors import WorkerUnavailable
+from kara_cache.membership.base import WorkerInfo
+from kara_cache.response import ResponseHead
+from kara_cache.wire import PREFIX, decode_error
+
+log = logging.getLogger(__name__)
+
+_UNIX_RETRY_S = 30.0  # after the unix socket failed; chosen by feel, TCP serves meanwhile
+_MAX_ERROR_BYTES = 1 << 20
+_ERRNO: dict[type[BaseException], int] = {
+    FileNotFoundError: errno.ENOENT,
+    FileExistsError: errno.EEXIST,
+    IsADirectoryError: errno.EISDIR,
+    NotADirectoryError: errno.ENOTDIR,
+    PermissionError: errno.EACCES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """How a process talks to workers; the same for all of them."""
+
+    connect_timeout_s: float
+    stall_timeout_s: float  # silence after which a worker counts as dead
+    connections: int  # at most, to one worker
+    connection_idle_s: float = 30.0  # after so long unused a connection is not trusted any more
+    local: bool = True  # use unix sockets of workers on this host
+    tls: Callable[[], ssl.SSLContext] | None = None  # None: plain TCP
+    authorization: Callable[[], str] | None = None  # the value of the Authorization header, "" for none
+
+
+class Exchange(NamedTuple):
+    """A request that was sent and the head of its answer; ended by one method of the link."""
+
+    pool: ConnectionPool
+    connection: Connection
+    head: ResponseHead
+
+
+class WorkerLink:
+    """Connections and exchanges with one worker. Thread-safe; usable in a forked child after `after_fork`."""
+
+    def __init__(self, worker: WorkerInfo, transport: Transport) -> None:
+        self.worker = worker
+        self.page_bytes = 0  # known once the unix socket was used
+        self.is_local = False  # the unix socket answered, and with the right identity
+        self._transport = transport
+        self._tail_of = ("", b"")  # authorization, and the end of every head with it
+        self._tcp = self._pool(
+            TcpAddress(
+                Endpoint(worker.host, worker.port), stall_s=transport.stall_timeout_s, tls=transport.tls
+            )
+        )
+        self._unix: ConnectionPool | None = None
+        self._unix_from = 0.0  # monotonic second before which it is not tried
+        if transport.local and worker.socket_path and worker.boot_id and worker.boot_id == boot_id():
+            self._unix = self._pool(UnixAddress(worker.socket_path, stall_s=transport.stall_timeout_s))
+
+    def __repr__(self) -> str:
+        return f"<WorkerLink {self.worker.id} {self._unix if self.is_local else self._tcp}>"
+
+    @property
+    def where(self) -> str:
+        return self._tcp.address.where
+
+    def _pool(self, address: TcpAddress | UnixAddress) -> ConnectionPool:
+        transport = self._transport
+        return ConnectionPool(
+            address,
+            limit=transport.connections,
+            idle_s=transport.connection_idle_s,
+            connect_timeout_s=transport.connect_timeout_s,
+        )
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def request(
+        self, method: str, name: str, query: Iterable[tuple[str, str | int]], length: int | None = None
+    ) -> bytes:
+        """The head of a request; `length` bytes of body follow it."""
+        # quote, not quote_plus: a worker takes "+" for a plus
+        arguments = urlencode(list(query), quote_via=quote)
+        target = f"{PREFIX}{name}?{arguments}" if arguments else PREFIX + name
+        framing = b"" if length is None else b"\r\nContent-Length: %d" % length
+        head, _, rest = self.tail().partition(b"\r\n")
+        return f"{method} {target}".encode("ascii") + head + framing + b"\r\n" + rest
+
+    def tail(self) -> bytes:
+        """What follows the target in every request without a body: protocol, host, credentials."""
+        authorization = self._transport.authorization
+        value = authorization() if authorization is not None else ""
+        known, tail = self._tail_of
+        if tail and known == value:
+            return tail
+        field = f"Authorization: {value}\r\n" if value else ""
+        tail = f" HTTP/1.1\r\nHost: {self.where}\r\n{field}\r\n".encode("latin-1")
+        self._tail_of = value, tail
+        return tail
+
+    # -- exchanges ---------------------------------------------------------------------------------
+
+    def send(self, request: bytes, deadline: float) -> Exchange:
+        """Sends a whole request and waits for the head of the answer.
+
+        A kept-alive connection that the worker had closed meanwhile is replaced once, silently: that
+        is no failure. Raises WorkerUnavailable, or WorkerBusy when all connections are lent.
+        """
+        pool, connection = self.borrow(deadline)
+        while True:
+            try:
+                connection.send(request, deadline)
+                return Exchange(pool, connection, connection.response())
+            except ClosedBeforeResponse:
+                pool.discard(connection)
+                if not connection.reused:
+                    raise
+            except BaseException:
+                pool.discard(connection)
+                raise
+            connection = pool.borrow(deadline, fresh=True)
+
+    def send_for_descriptors(self, request: bytes, limit: int, deadline: float) -> tuple[Exchange, list[int]]:
+        """As `send`, over the unix socket, with the descriptors that came along: the caller's to close."""
+        if self._unix is None:
+            raise WorkerUnavailable(f"{self.worker.id}: no unix socket", reason="protocol")
+        pool, connection = self._unix, self._unix.borrow(deadline)
+        fds: list[int] = []
+        while True:
+            try:
+                connection.send(request, deadline)
+                fds = connection.take_descriptors(limit)
+                return Exchange(pool, connection, connection.response()), fds
+            except ClosedBeforeResponse:
+                pool.discard(connection)
+                if not connection.reused:
+                    raise
+            except BaseException:
+                pool.discard(connection)
+                for fd in fds:
+                    os.close(fd)
+                raise
+            connection = pool.borrow(deadline, fresh=True)
+
+    def borrow(self, deadline: float, *, fresh: bool = False) -> tuple[ConnectionPool, Connection]:
+        """A connection by the best way, and the pool that it goes back to."""
+        unix = self._unix
+        if unix is None or monotonic() < self._unix_from:
+            return self._tcp, self._tcp.borrow(deadline, fresh=fresh)
+        try:
+            if not self.is_local:
+                self._check_identity(unix, deadline)
+            return unix, unix.borrow(deadline, fresh=fresh)
+        except WorkerUnavailable as exc:
+            self.is_local = False
+            if not self.worker.port:
+                raise
+            self._unix_from = monotonic() + _UNIX_RETRY_S
+            log.debug("unix socket of worker %s: %s; using %s", self.worker.id, exc, self.where)
+        return self._tcp, self._tcp.borrow(deadline, fresh=fresh)
+
+    def dial(self, timeout_s: float) -> Connection:
+        """A connection outside the pools, for an exchange that may last; the caller closes it."""
+        pool = self._unix if self._unix is not None and self.is_local else self._tcp
+        return pool.address.connect(min(self._transport.connect_timeout_s, timeout_s))
+
+    def release(self, exchange: Exchange) -> None:
+        """The body was read to its end."""
+        if exchange.head.keep_alive:
+            exchange.pool.give_back(exchange.connection)
+        else:
+            exchange.pool.discard(exchange.connection)
+
+    def document(self, exchange: Exchange, path: str) -> Any:
+        """Ends the exchange with the JSON that was answered, or raises the error that was."""
+        try:
+            if exchange.head.status != 200:
+                error = answered_error(exchange.connection, exchange.head, path)
+            else:
+                error, document = None, _json(exchange.connection)
+        except BaseException:
+            exchange.pool.discard(exchange.connection)
+            raise
+        self.release(exchange)
+        if error is not None:
+            raise error
+        return document
+
+    def _check_identity(self, pool: ConnectionPool, deadline: float) -> None:
+        """A socket path may have been taken over by another worker: ask who it is, once."""
+        connection = pool.borrow(deadline, fresh=True)
+        try:
+            connection.send(self.request("GET", "/worker", ()), deadline)
+            exchange = Exchange(pool, connection, connection.response())
+        except BaseException:
+            pool.discard(connection)
+            raise
+        try:
+            document = self.document(exchange, "/worker")
+            found, page_bytes = document["id"], int(document["page_bytes"])
+        except (KeyError, TypeError, ValueError, OSError) as exc:
+            raise WorkerUnavailable(f"{connection.where}: {exc!r}", reason="protocol") from exc
+        if found != self.worker.id or page_bytes <= 0:
+            what = f"{connection.where}: is worker {found}, not {self.worker.id}"
+            raise WorkerUnavailable(what, reason="protocol")
+        self.page_bytes = page_bytes
+        self.is_local = True
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Idempotent; exchanges in other threads end first."""
+        self._tcp.close()
+        if self._unix is not None:
+            self._unix.close()
+
+    def after_fork(self) -> None:
+        """In the child, before anything else; takes no lock."""
+        self._tcp.after_fork()
+        if self._unix is not None:
+            self._unix.after_fork()
+
+
+def answered_error(connection: Connection, head: ResponseHead, path: str) -> BaseException:
+    """The exception that an answer other than 200 carries; reads its body to the end."""
+    error = decode_error(head.status, connection.receive_all(_MAX_ERROR_BYTES), connection.where)
+    number = _ERRNO.get(type(error))
+    return error if number is None else type(error)(number, str(error) or os.strerror(number), path)
+
+
+def _json(connection: Connection) -> Any:
+    body = connection.receive_all()
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        raise WorkerUnavailable(f"{connection.where}: no JSON: {body[:80]!r}", reason="protocol") from exc
+
+
+@cache
+def boot_id() -> str:
+    """Of the running kernel: two processes that read the same one share a host. "" where it is not Linux."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
