@@ -130,11 +130,11 @@ class ClientMetrics:
             self._read_counts[bucket] += 1
             self._read_total_s += seconds
 
-    def ranges(self, ranges: int, count: int) -> None:
-        """So many ranges of a batch, `count` bytes in all, came from a worker."""
+    def ranges(self, source: str, ranges: int, count: int) -> None:
+        """So many ranges of a batch, `count` bytes in all, came from `worker` or `local`."""
         with self._lock:
-            self._reads["worker"] += ranges
-            self._bytes["worker"] += count
+            self._reads[source] += ranges
+            self._bytes[source] += count
 
     def batch(self, seconds: float) -> None:
         bucket = bisect_left(LATENCY_BOUNDS_S, seconds)

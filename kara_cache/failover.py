@@ -117,7 +117,8 @@ class Failover:
             try:
                 answer = ask(worker, keep)
             except (CacheError, UnderStoreError) as exc:
-                self.failed(worker, exc, detours)
+                detours.note(worker.id, exc)
+                self.failed(worker, exc)
                 if detours.exhausted or monotonic() >= deadline:
                     break
             else:
@@ -125,11 +126,10 @@ class Failover:
                 return answer
         return self._without_workers(path, ask, store, deadline, table, owners, detours)
 
-    def failed(self, worker: WorkerClient, exc: CacheError | UnderStoreError, detours: Detours) -> None:
-        """Notes a failed attempt wherever it has consequences."""
+    def failed(self, worker: WorkerClient, exc: CacheError | UnderStoreError) -> None:
+        """Counts a failed attempt, and leaves the worker alone for a while if it seems to be dead."""
         reason = exc.reason if isinstance(exc, CacheError) else "store_error"
         self._metrics.fallback(reason)
-        detours.note(worker.id, exc)
         if isinstance(exc, CacheError) and reason not in _NOT_SUSPECT:
             self.cluster.suspects.failed(worker.id)
         log.debug("read.detour %s worker %s: %s", reason, worker.id, exc)
@@ -158,7 +158,8 @@ class Failover:
                 try:
                     answer = ask(worker, keep)
                 except (CacheError, UnderStoreError) as exc:
-                    self.failed(worker, exc, detours)
+                    detours.note(worker.id, exc)
+                    self.failed(worker, exc)
                 else:
                     self.cluster.suspects.answered(worker.id)
                     return answer

@@ -5,13 +5,14 @@ from __future__ import annotations
 import builtins
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Any
 
 from kara_cache.cached_file import CachedFile
-from kara_cache.errors import FormatError, WorkerUnavailable
+from kara_cache.errors import CacheError, FormatError, WorkerUnavailable
 from kara_cache.membership.base import WorkerInfo
+from kara_cache.range_frames import RangeFrames
 from kara_cache.ufs.base import FileInfo
 from kara_cache.verified_body import receive_verified
 from kara_cache.wire import decode_info
@@ -60,9 +61,10 @@ class WorkerClient:
         link.release(exchange)
         return head.length is not None
 
-    def post_ranges(self, body: bytes, deadline: float) -> Exchange:
-        """Sends a request of `wire.encode_ranges`; the answer's frames are `range_frames.receive`'s."""
-        return self.link.send(self.link.request("POST", "/ranges", (), len(body)) + body, deadline)
+    def start_ranges(self, body: bytes, deadline: float) -> RangesRequest:
+        """Sends a request of `wire.encode_ranges` and lets the worker work on it."""
+        request = self.link.request("POST", "/ranges", (), len(body)) + body
+        return RangesRequest(self.link, request, deadline)
 
     def descriptors(
         self, file: CachedFile, first: int, count: int, deadline: float
@@ -159,6 +161,40 @@ class WorkerClient:
     def after_fork(self) -> None:
         """In the child, before anything else; takes no lock."""
         self.link.after_fork()
+
+
+class RangesRequest:
+    """A request for ranges that was sent; `finish` or `abandon` it."""
+
+    def __init__(self, link: WorkerLink, request: bytes, deadline: float) -> None:
+        self._link = link
+        self._request = request
+        self._deadline = deadline
+        self._pool, self._connection = link.start(request, deadline)
+
+    def finish(self, wanted: Sequence[memoryview]) -> RangeFrames:
+        """Waits for the answer and fills `wanted`; what arrived is in the result, also when it broke off.
+
+        Raises when there was no answer at all, or an error in place of one.
+        """
+        exchange = self._link.answer(self._pool, self._connection, self._request, self._deadline)
+        if exchange.head.status != 200:
+            self._link.document(exchange, "/ranges")
+        frames = RangeFrames(exchange.connection, wanted)
+        try:
+            frames.receive()
+        except CacheError as exc:
+            exchange.pool.discard(exchange.connection)
+            frames.broken = exc
+        except BaseException:
+            exchange.pool.discard(exchange.connection)
+            raise
+        else:
+            self._link.release(exchange)
+        return frames
+
+    def abandon(self) -> None:
+        self._pool.discard(self._connection)
 
 
 def _identity(file: CachedFile) -> tuple[tuple[str, str | int], ...]:

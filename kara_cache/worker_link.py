@@ -125,10 +125,31 @@ class WorkerLink:
         A kept-alive connection that the worker had closed meanwhile is replaced once, silently: that
         is no failure. Raises WorkerUnavailable, or WorkerBusy when all connections are lent.
         """
+        pool, connection = self.start(request, deadline)
+        return self.answer(pool, connection, request, deadline)
+
+    def start(self, request: bytes, deadline: float) -> tuple[ConnectionPool, Connection]:
+        """The first half of `send`: the worker has something to do. `answer` must follow."""
         pool, connection = self.borrow(deadline)
         while True:
             try:
                 connection.send(request, deadline)
+                return pool, connection
+            except ClosedBeforeResponse:
+                pool.discard(connection)
+                if not connection.reused:
+                    raise
+            except BaseException:
+                pool.discard(connection)
+                raise
+            connection = pool.borrow(deadline, fresh=True)
+
+    def answer(
+        self, pool: ConnectionPool, connection: Connection, request: bytes, deadline: float
+    ) -> Exchange:
+        """The second half of `send`."""
+        while True:
+            try:
                 return Exchange(pool, connection, connection.response())
             except ClosedBeforeResponse:
                 pool.discard(connection)
@@ -138,6 +159,11 @@ class WorkerLink:
                 pool.discard(connection)
                 raise
             connection = pool.borrow(deadline, fresh=True)
+            try:
+                connection.send(request, deadline)
+            except BaseException:
+                pool.discard(connection)
+                raise
 
     def send_for_descriptors(self, request: bytes, limit: int, deadline: float) -> tuple[Exchange, list[int]]:
         """As `send`, over the unix socket, with the descriptors that came along: the caller's to close."""

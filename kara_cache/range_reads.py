@@ -1,0 +1,187 @@
+"""Many ranges at once: one request for each worker that owns some, all under way together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+from kara_cache.cached_file import CachedFile
+from kara_cache.client_metrics import ClientMetrics
+from kara_cache.errors import CacheError, PageCorrupt, UnderStoreError
+from kara_cache.failover import Failover
+from kara_cache.file_reads import FileReads
+from kara_cache.local_pages import LocalPages
+from kara_cache.page_buffers import aligned_memory
+from kara_cache.stripe import STRIPE_BYTES, stripes
+from kara_cache.wire import MAX_RANGES, MAX_RANGES_BODY_BYTES, FileRange, RangeFile, encode_ranges
+from kara_cache.worker_client import RangesRequest, WorkerClient
+
+_ROUNDS = 2  # requests for all at once; what they leave open is read one by one, with every detour there is
+_IN_FLIGHT = 8  # requests sent before the first answer is read; more would only wait for connections
+_RANGE_BYTES = 16  # of one range in a request, and of one file beside its path and version
+_FILE_BYTES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes within one stripe of one file, and where they go."""
+
+    file: CachedFile
+    start: int
+    view: memoryview
+
+
+class RangeReads:
+    """Thread-safe; usable in a forked child after its parts were told."""
+
+    def __init__(
+        self, failover: Failover, reads: FileReads, local: LocalPages, metrics: ClientMetrics
+    ) -> None:
+        self._failover = failover
+        self._reads = reads
+        self._local = local
+        self._metrics = metrics
+
+    def read(self, ranges: Sequence[tuple[CachedFile, int, int]]) -> list[memoryview]:
+        """The bytes of each (file, start, length), in this order; shorter where the file ends.
+
+        All views share one piece of memory.
+        """
+        began = monotonic()
+        lengths = [max(0, min(length, file.size - start)) for file, start, length in ranges]
+        memory, at = aligned_memory(sum(lengths)), 0
+        views: list[memoryview] = []
+        open_pieces: list[Piece] = []
+        for (file, start, _), length in zip(ranges, lengths, strict=True):
+            view = memory[at : at + length]
+            at += length
+            views.append(view)
+            if length:
+                open_pieces += self._pieces(file, start, view)
+        deadline = self._failover.deadline()
+        for _ in range(_ROUNDS):
+            if open_pieces:
+                open_pieces = self._round(open_pieces, deadline)
+        for piece in open_pieces:
+            self._reads.read_into(piece.file, piece.start, piece.view)
+        self._metrics.batch(monotonic() - began)
+        return views
+
+    def _pieces(self, file: CachedFile, start: int, view: memoryview) -> Iterator[Piece]:
+        """What is left to fetch of one range."""
+        if self._local.page_sizes:
+            try:
+                held = self._local.read_held(file, start, view)
+            except PageCorrupt as exc:
+                self._metrics.fallback(exc.reason)
+                held = 0
+            if held == len(view):
+                self._metrics.ranges("local", 1, held)
+                return
+        if start % STRIPE_BYTES + len(view) <= STRIPE_BYTES:
+            yield Piece(file, start, view)
+            return
+        for stripe in stripes(start, start + len(view)):
+            yield Piece(file, stripe.start, view[stripe.start - start : stripe.stop - start])
+
+    def _round(self, pieces: Sequence[Piece], deadline: float) -> list[Piece]:
+        """Asks each piece's first worker; returns the pieces that are still open after it."""
+        groups: dict[str, list[Piece]] = {}
+        workers: dict[str, WorkerClient] = {}
+        left: list[Piece] = []
+        cluster = self._failover.cluster
+        table = cluster.table()
+        for piece in pieces:
+            owners = cluster.owners_of(table, piece.file, piece.start // STRIPE_BYTES)
+            worker, _ = next(cluster.candidates(table, owners), (None, False))
+            if worker is None:
+                left.append(piece)
+            else:
+                workers[worker.id] = worker
+                groups.setdefault(worker.id, []).append(piece)
+        requests = [
+            (workers[worker_id], part) for worker_id, group in groups.items() for part in _requests(group)
+        ]
+        for first in range(0, len(requests), _IN_FLIGHT):
+            left += self._exchange(requests[first : first + _IN_FLIGHT], deadline)
+        return left
+
+    def _exchange(self, requests: Sequence[tuple[WorkerClient, list[Piece]]], deadline: float) -> list[Piece]:
+        """Sends all, then receives all: the workers work at the same time, without a thread for each."""
+        left: list[Piece] = []
+        started: list[tuple[WorkerClient, list[Piece], RangesRequest]] = []
+        try:
+            for worker, pieces in requests:
+                request = self._start(worker, pieces, deadline)
+                if request is None:
+                    left += pieces
+                else:
+                    started.append((worker, pieces, request))
+            while started:
+                worker, pieces, request = started[0]
+                left += self._receive(worker, pieces, request)
+                started.pop(0)
+        finally:
+            for _, _, request in started:
+                request.abandon()
+        return left
+
+    def _start(self, worker: WorkerClient, pieces: list[Piece], deadline: float) -> RangesRequest | None:
+        try:
+            return worker.start_ranges(_body(pieces), deadline)
+        except CacheError as exc:
+            self._failover.failed(worker, exc)
+            return None
+
+    def _receive(self, worker: WorkerClient, pieces: list[Piece], request: RangesRequest) -> list[Piece]:
+        """The pieces that did not come. An answer such as FileNotFoundError is left to a read of its own."""
+        try:
+            frames = request.finish([piece.view for piece in pieces])
+        except (CacheError, UnderStoreError) as exc:
+            self._failover.failed(worker, exc)
+            return pieces
+        if frames.broken is not None:
+            self._failover.failed(worker, frames.broken)
+        for error in frames.errors.values():
+            if isinstance(error, (CacheError, UnderStoreError)):
+                self._failover.failed(worker, error)
+        arrived = [piece for piece, done in zip(pieces, frames.done, strict=True) if done]
+        self._metrics.ranges("worker", len(arrived), sum(len(piece.view) for piece in arrived))
+        if frames.broken is None and not frames.errors:
+            self._failover.cluster.suspects.answered(worker.id)
+        return [piece for piece, done in zip(pieces, frames.done, strict=True) if not done]
+
+
+def _requests(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Cuts what one worker is asked for into requests within the protocol's limits."""
+    group: list[Piece] = []
+    size = _FILE_BYTES
+    paths: set[bytes] = set()
+    for piece in pieces:
+        identity, more = piece.file.file_id, _RANGE_BYTES
+        if identity not in paths:
+            info = piece.file.info
+            more += _FILE_BYTES + len(info.path.encode()) + len(info.version.encode())
+        if len(group) == MAX_RANGES or size + more > MAX_RANGES_BODY_BYTES:
+            yield group
+            group, size, paths = [], _FILE_BYTES, set()
+            more = _RANGE_BYTES + _FILE_BYTES + 4 * (len(piece.file.path) + len(piece.file.info.version))
+        paths.add(identity)
+        group.append(piece)
+        size += more
+    if group:
+        yield group
+
+
+def _body(pieces: Sequence[Piece]) -> bytes:
+    files: list[RangeFile] = []
+    numbers: dict[bytes, int] = {}
+    ranges = []
+    for piece in pieces:
+        number = numbers.get(piece.file.file_id)
+        if number is None:
+            number = numbers[piece.file.file_id] = len(files)
+            files.append(piece.file.range_file)
+        ranges.append(FileRange(number, piece.start, len(piece.view)))
+    return encode_ranges(files, ranges)
