@@ -24,6 +24,14 @@ class EvictionPolicy(Protocol):
         """Chooses the next victim and stops tracking it; None when nothing is tracked."""
         ...
 
+    def expendable(self) -> bool:
+        """Whether evicting ahead of need costs nothing: the next victim is worth no more than free space.
+
+        The page store makes room in the background only while this holds; a policy that keeps what it
+        has would otherwise lose pages to the watermarks that no new page was admitted for.
+        """
+        ...
+
     def forget(self, page: PageId) -> None:
         """The page is gone for another reason. Unknown pages are ignored."""
         ...

@@ -1,0 +1,37 @@
+"""Least recently used: the plain choice. A scan of more than fits leaves nothing of what was there."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from kara_cache.page import PageId
+
+
+class LeastRecentlyUsed:
+    """Evicts the page whose last use is the longest ago."""
+
+    def __init__(self) -> None:
+        self._pages: OrderedDict[PageId, None] = OrderedDict()  # least recently used first
+
+    def admit(self, page: PageId, size: int, group: str) -> bool:
+        return True
+
+    def track(self, page: PageId, size: int, group: str) -> None:
+        self._pages[page] = None
+        self._pages.move_to_end(page)
+
+    def touch(self, page: PageId) -> None:
+        if page in self._pages:
+            self._pages.move_to_end(page)
+
+    def evict(self) -> PageId | None:
+        return self._pages.popitem(last=False)[0] if self._pages else None
+
+    def expendable(self) -> bool:
+        return bool(self._pages)
+
+    def forget(self, page: PageId) -> None:
+        self._pages.pop(page, None)
+
+    def __len__(self) -> int:
+        return len(self._pages)
