@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from kara_cache import token as tokens
 from kara_cache.errors import AccessDenied
-from kara_worker.http_server import Connection, Request
+from kara_worker.http_request import Request, RequestConnection
 
 _MAX_GRANTS = 65536
 
@@ -21,25 +21,33 @@ class AccessControl:
         self._clock = clock
         self._grants: dict[tuple[bytes, bytes], int] = {}  # (token, file) -> when it expires
 
-    def open_to(self, connection: Connection) -> bool:
+    def open_to(self, connection: RequestConnection) -> bool:
         return not self._secrets or connection.local
 
-    def check(self, request: Request, verb: str, path: str = "/") -> None:
+    def check(self, request: Request, verb: tokens.Verb, path: str) -> None:
         """Raises AccessDenied with the reason; never with the token."""
-        if not self.open_to(request.connection):
-            self._claims(request.headers.get("authorization", ""), verb, path)
+        claims = self.identify(request)
+        if claims is not None:
+            claims.require(verb, path)
+
+    def identify(self, request: Request) -> tokens.Claims | None:
+        """The caller's claims, or None where everybody may do everything."""
+        if self.open_to(request.connection):
+            return None
+        return self._claims(request.headers.get("authorization", ""))
 
     def grant(self, request: Request, file: bytes, path: str) -> None:
         """Checks a read, and remembers the permission for `granted` until the token expires."""
-        if self.open_to(request.connection):
+        claims = self.identify(request)
+        if claims is None:
             return
-        header = request.headers.get("authorization", "")
-        claims = self._claims(header, "read", path)
+        claims.require("read", path)
+        header = request.headers["authorization"]
         if len(self._grants) >= _MAX_GRANTS:
             self._grants.clear()
         self._grants[header[7:].encode(), file] = int(claims.expires)
 
-    def granted(self, connection: Connection, head: bytes, file: bytes) -> bool:
+    def granted(self, connection: RequestConnection, head: bytes, file: bytes) -> bool:
         """Whether a read of this file with the token in this request head was permitted before."""
         if self.open_to(connection):
             return True
@@ -50,14 +58,8 @@ class AccessControl:
         expires = self._grants.get((head[at + 24 : end if end > 0 else len(head)], file))
         return expires is not None and self._clock() < expires
 
-    def _claims(self, header: str, verb: str, path: str) -> tokens.Claims:
+    def _claims(self, header: str) -> tokens.Claims:
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise AccessDenied("a token is required: send Authorization: Bearer <token>")
-        claims = tokens.verify(token, self._secrets, self._clock())
-        if not claims.allows(verb, path):
-            raise AccessDenied(
-                f"the token allows {'+'.join(sorted(claims.verbs))} below {claims.prefix}, "
-                f"not {verb} of {path}"
-            )
-        return claims
+        return tokens.verify(token, self._secrets, self._clock())

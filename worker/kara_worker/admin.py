@@ -1,11 +1,12 @@
-"""The admin port: health, readiness, metrics. Apart from the data port, so that it can be open to other networks."""
+"""The admin port: health, readiness, metrics. Apart from data, so that it can be open to other networks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from kara_worker.http_server import Connection, Request
+from kara_worker.http_request import Request
+from kara_worker.http_server import Connection
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -37,7 +37,8 @@ class ByteBudget:
             if isinstance(exc, asyncio.CancelledError):
                 raise
             raise WorkerBusy(
-                f"no room for {count} bytes of {self._what} in {timeout_s} s: {self.used} of {self.limit} in use"
+                f"no room for {count} bytes of {self._what} in {timeout_s} s: "
+                f"{self.used} of {self.limit} in use"
             ) from None
 
     def release(self, count: int) -> None:

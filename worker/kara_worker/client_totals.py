@@ -25,7 +25,7 @@ class ClientTotals:
         self._latency: dict[str, tuple[tuple[float, ...], list[int], float]] = {}
 
     def add(self, document: Any) -> None:
-        """Adds the deltas of one document (docs/protocol.md, client metrics); FormatError, and nothing added, if bad."""
+        """Adds one document of deltas (docs/protocol.md); FormatError, and nothing added, if it is bad."""
         counters, latency = self._checked(document)
         for name, by_label in counters.items():
             known = self._counters.setdefault(name, {})
@@ -33,7 +33,11 @@ class ClientTotals:
                 known[label] = known.get(label, 0) + delta
         for name, (bounds, counts, total_s) in latency.items():
             _, old, old_total = self._latency.get(name, (bounds, [0] * len(counts), 0.0))
-            self._latency[name] = (bounds, [a + b for a, b in zip(old, counts, strict=True)], old_total + total_s)
+            self._latency[name] = (
+                bounds,
+                [a + b for a, b in zip(old, counts, strict=True)],
+                old_total + total_s,
+            )
 
     def _checked(self, document: Any) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
         if not isinstance(document, dict):
@@ -60,7 +64,9 @@ class ClientTotals:
             raise FormatError(f"client metrics: latency {name}: {exc!r}") from exc
         known = self._latency.get(name)
         if len(counts) != len(bounds) + 1 or len(counts) > _MAX_BUCKETS or (known and known[0] != bounds):
-            raise FormatError(f"client metrics: latency {name}: {len(counts)} counts for {len(bounds)} bounds")
+            raise FormatError(
+                f"client metrics: latency {name}: {len(counts)} counts for {len(bounds)} bounds"
+            )
         if min(counts) < 0 or not 0 <= total_s < 1e15:
             raise FormatError(f"client metrics: latency {name}: negative")
         return bounds, counts, total_s

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from kara_cache.mount import Freshness
 from kara_cache.ufs.base import FileInfo
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.single_flight import SingleFlight
@@ -32,12 +31,14 @@ class FileFacts:
         self._flights: SingleFlight[str, FileInfo] = SingleFlight()
 
     async def info(self, path: str) -> FileInfo:
+        if path == "/":
+            return self._stores.info(path)
         mount, _ = self._stores.locate(path)
         known = self._known.get(path)
-        if known is not None and self._fresh(mount.freshness, known[0]):
+        if known is not None and mount.freshness.trusts(self._clock() - known[0]):
             self._known.move_to_end(path)
             return known[1]
-        if mount.freshness == Freshness.revalidate():
+        if not mount.freshness.trusts(0):
             return await self._ask(path)
         return await self._flights.run(path, lambda: self._ask_and_remember(path))
 
@@ -47,11 +48,6 @@ class FileFacts:
 
     def clear(self) -> None:
         self._known.clear()
-
-    def _fresh(self, freshness: Freshness, since: float) -> bool:
-        if freshness == Freshness.immutable():
-            return True
-        return freshness.max_age_s is not None and self._clock() - since < freshness.max_age_s
 
     async def _ask_and_remember(self, path: str) -> FileInfo:
         began = self._clock()

@@ -80,7 +80,14 @@ class WorkerMetrics:
         try:
             yield
             result = "ok"
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, CacheError, ValueError):
+        except (
+            FileNotFoundError,
+            PermissionError,
+            IsADirectoryError,
+            NotADirectoryError,
+            CacheError,
+            ValueError,
+        ):
             result = "answer"
             raise
         finally:

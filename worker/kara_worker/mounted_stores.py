@@ -55,18 +55,35 @@ class MountedStores:
         return opened
 
     def info(self, path: str) -> FileInfo:
+        """ "/" is a directory of mounts."""
+        if path == "/":
+            return FileInfo("/", 0, "", None, is_dir=True)
         mount, relative = self.locate(path)
         with self._metrics.store_request(mount.name, "info"):
             return _above(self.store(mount).info(relative), mount)
 
     def list(self, path: str, *, recursive: bool) -> Iterator[FileInfo]:
+        """As `UnderStore.list`, with full paths; below "/" are the mounts."""
+        if path == "/":
+            for mount in self._mounts:
+                if recursive:
+                    yield from self.list(f"/{mount.name}", recursive=True)
+                else:
+                    yield FileInfo(f"/{mount.name}", 0, "", None, is_dir=True)
+            return
         mount, relative = self.locate(path)
         with self._metrics.store_request(mount.name, "list"):
             for info in self.store(mount).list(relative, recursive=recursive):
                 yield _above(info, mount)
 
     def read_into(
-        self, mount: Mount, relative: str, start: int, buffer: memoryview, version: str, progress: Callable[[int], None]
+        self,
+        mount: Mount,
+        relative: str,
+        start: int,
+        buffer: memoryview,
+        version: str,
+        progress: Callable[[int], None],
     ) -> int:
         with self._metrics.store_request(mount.name, "read"):
             count = self.store(mount).read_into(

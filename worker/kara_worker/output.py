@@ -230,7 +230,7 @@ class SocketOutput(_Waiting):
                 else:
                     self._send_buffers()
                 self.last_progress = time.monotonic()
-            except BlockingIOError:
+            except BlockingIOError:  # noqa: PERF203 - the wait is the loop
                 if not poll.poll(limit_s * 1000):
                     raise TimeoutError(f"the peer took nothing for {limit_s} s") from None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kara_cache.errors import CacheError, KaraError, StaleVersion
-from kara_cache.mount import Freshness, Mount
+from kara_cache.mount import IMMUTABLE, Mount
 from kara_cache.page import PageHeader, PageId, file_id
 from kara_worker.byte_budget import ByteBudget
 from kara_worker.fill import Fill
@@ -37,7 +37,7 @@ class FileRef:
     @property
     def keepable(self) -> bool:
         """Without a version nothing tells old pages from new, unless the operator says nothing changes."""
-        return bool(self.version) or self.mount.freshness == Freshness.immutable()
+        return bool(self.version) or self.mount.freshness == IMMUTABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,8 @@ class PageCache:
         mount, relative = self.stores.locate(path)
         if size < 0:
             raise ValueError(f"size {size} of {path}")
-        return FileRef(path, mount, relative, version, size, file_id(path, version, size))
+        normal = f"/{mount.name}/{relative}"
+        return FileRef(normal, mount, relative, version, size, file_id(normal, version, size))
 
     def peek(self, ref: FileRef, start: int, stop: int) -> list[StoredPage] | None:
         """The open pages under [start, stop), if all are: no system call, nothing counted."""
@@ -161,7 +162,9 @@ class PageCache:
                 self._metrics.page_joins += 1
                 continue
             self._metrics.page_misses += 1
-            if run and (index != run[-1] + 1 or (len(run) + 1) * self.page_bytes > max(RUN_BYTES, self.page_bytes)):
+            if run and (
+                index != run[-1] + 1 or (len(run) + 1) * self.page_bytes > max(RUN_BYTES, self.page_bytes)
+            ):
                 self._start_fill(ref, run, keep)
                 run = []
             run.append(index)
@@ -189,7 +192,7 @@ class PageCache:
             headers = await loop.run_in_executor(self._store_threads, self._load, ref, fill)
             fill.finish(headers)
             self._metrics.fills += 1
-        except Exception as exc:  # the top of a task: whoever waits for the fill gets the error
+        except Exception as exc:  # noqa: BLE001 - a task's top: whoever waits gets the error
             self._metrics.count_fill_error(exc)
             fill.fail(_as_answer(exc, ref))
         try:
@@ -204,14 +207,15 @@ class PageCache:
                 self._memory.release(size)
 
     def _load(self, ref: FileRef, fill: Fill) -> list[PageHeader]:
-        """In a store thread: the bytes, then the sums. Nobody sees a sum taken of anything but the store's bytes."""
+        """In a store thread: the bytes, then the sums, never taken of anything but the store's bytes."""
         view = fill.view(fill.start, fill.stop)
         got = self.stores.read_into(
             ref.mount, ref.relative, fill.start, view, ref.version, fill.progress_from_thread
         )
         if got != len(view):
             raise StaleVersion(
-                f"{ref.path}: {got} bytes at {fill.start}, expected {len(view)} of a file of {ref.size}; it has changed"
+                f"{ref.path}: {got} bytes at {fill.start}, expected {len(view)} of a file of {ref.size}; "
+                "it has changed"
             )
         now, size = time.time_ns(), self.page_bytes
         return [
@@ -260,7 +264,7 @@ class PageCache:
         return sorted(page.index for page in self._fills if page.file_id == ref.file_id)
 
     async def check(self, ref: FileRef, start: int, stop: int) -> tuple[int, int]:
-        """Reads and compares the pages under the range: (pages here, pages dropped because they were wrong)."""
+        """Reads and compares the pages under the range: (pages here, pages dropped as wrong)."""
         first, last = start // self.page_bytes, (stop - 1) // self.page_bytes
         loop = asyncio.get_running_loop()
         present = dropped = 0

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from kara_cache.checksum import checksum
 from kara_cache.errors import PageCorrupt
 from kara_cache.wire import RANGE_FRAME, FileRange, RangeFile, encode_error
-from kara_worker.http_server import Request
+from kara_worker.http_request import Request
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.page_cache import CachedPart, FileRef, PageCache
 from kara_worker.reads import SIGN_OF_LIFE_S, Reads
@@ -97,7 +97,7 @@ class Ranges:
                 assert isinstance(ref, FileRef)
                 try:
                     data = await self._load(ref, item.start, min(item.start + item.length, ref.size))
-                except Exception as exc:  # one bad range is an answer to that range alone
+                except Exception as exc:  # noqa: BLE001 - one bad range is an answer to that range alone
                     return _error_frame(index, exc)
                 return RANGE_FRAME.pack(index, 0, len(data), checksum(data)) + data
 
@@ -150,6 +150,6 @@ def refs(cache: PageCache, files: Sequence[RangeFile]) -> list[FileRef | Excepti
     for file in files:
         try:
             found.append(cache.ref(file.path, file.version, file.size))
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError) as exc:  # noqa: PERF203 - few files, many ranges
             found.append(exc)
     return found

@@ -10,11 +10,11 @@ from kara_cache.checksum import checksum
 from kara_cache.errors import PageCorrupt
 from kara_cache.wire import PAGE_HEADER, SOURCE_HEADER, SUM_HEADER
 from kara_worker.fill import Fill
-from kara_worker.http_server import Connection, Request
+from kara_worker.http_request import Request
+from kara_worker.http_server import Connection
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.output import PageSlice, SocketOutput
 from kara_worker.page_cache import CachedPart, FileRef, FillPart, PageCache, Part
-from kara_worker.page_store import StoredPage
 from kara_worker.verified_read import in_memory, read_verified, read_verified_copy
 
 SIGN_OF_LIFE_S = 1.0  # the longest silence of a worker that waits for a store
@@ -104,7 +104,9 @@ class Reads:
                 sums.append(f"{header.page_sum:016x}")
                 continue
             try:
-                data = await self._cache.run_on_disk(read_verified_copy, stored, part.start - base, part.stop - base)
+                data = await self._cache.run_on_disk(
+                    read_verified_copy, stored, part.start - base, part.stop - base
+                )
             except PageCorrupt:
                 return False
             items.append(data)
@@ -142,7 +144,9 @@ class Reads:
         if isinstance(part, CachedPart):
             base = part.stored.header.page.index * self._page_bytes
             try:
-                data = await self._cache.run_on_disk(read_verified_copy, part.stored, part.start - base, part.stop - base)
+                data = await self._cache.run_on_disk(
+                    read_verified_copy, part.stored, part.start - base, part.stop - base
+                )
             except PageCorrupt:
                 part = await self.refetch(ref, part)
             else:
@@ -171,7 +175,9 @@ class Reads:
         """
         fill, at = part.fill, part.start
         while at < part.stop:
-            limit = part.stop if fill.complete and not fill.error else min(fill.valid_until, part.stop) - _RESERVE
+            limit = (
+                part.stop if fill.complete and not fill.error else min(fill.valid_until, part.stop) - _RESERVE
+            )
             if limit > at:
                 started = True
                 yield fill.view(at, min(limit, at + _CHUNK))

@@ -10,7 +10,8 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from kara_cache.errors import AccessDenied, ConfigError, KaraError, WorkerBusy
-from kara_cache.mount import Mount
+from kara_cache.mount import Mount, is_below
+from kara_cache.token import Claims, Verb
 from kara_cache.ufs.base import FileInfo, UnderStoreWriter
 from kara_cache.wire import (
     MAX_RANGES_BODY_BYTES,
@@ -23,7 +24,8 @@ from kara_worker.access import AccessControl
 from kara_worker.client_totals import ClientTotals
 from kara_worker.explain import explain
 from kara_worker.file_facts import FileFacts
-from kara_worker.http_server import Connection, Request
+from kara_worker.http_request import Request
+from kara_worker.http_server import Connection
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.output import DescriptorMessage, SocketOutput
@@ -116,7 +118,10 @@ class PageServer:
         if request.path.startswith(PREFIX + "/"):
             route = self._routes.get((request.method, request.path[len(PREFIX) :]))
         if route is None:
-            document = {"error": "value", "message": f"no such endpoint: {request.method} {request.path[:200]}"}
+            document = {
+                "error": "value",
+                "message": f"no such endpoint: {request.method} {request.path[:200]}",
+            }
             await request.respond_json(document, 404)
             return
         method, handler = route
@@ -127,7 +132,9 @@ class PageServer:
             await handler(request)
             result = "ok"
         except (OSError, ValueError, AccessDenied) as exc:
-            if not isinstance(exc, (KaraError, ConnectionError)) or isinstance(exc, (AccessDenied, ConfigError)):
+            if not isinstance(exc, (KaraError, ConnectionError)) or isinstance(
+                exc, (AccessDenied, ConfigError)
+            ):
                 result = "client_error"
             raise
         finally:
@@ -158,7 +165,9 @@ class PageServer:
         await self._reads.respond(request, ref, start, min(start + length, ref.size), keep=keep)
 
     def _ref(self, request: Request) -> FileRef:
-        return self._cache.ref(_text(request, "path"), request.query.get("version", ""), _number(request, "size"))
+        return self._cache.ref(
+            _text(request, "path"), request.query.get("version", ""), _number(request, "size")
+        )
 
     async def _read_ranges(self, request: Request) -> None:
         files, ranges = decode_ranges(await request.body_bytes(MAX_RANGES_BODY_BYTES))
@@ -256,8 +265,9 @@ class PageServer:
         await request.respond_json({"pages": pages, "dropped": dropped})
 
     async def _mounts(self, request: Request) -> None:
-        self._access.check(request, "read")
-        await request.respond_json([describe_mount(mount) for mount in self._stores.mounts])
+        claims = self._access.identify(request)
+        visible = [m for m in self._stores.mounts if claims is None or _concerns(claims, f"/{m.name}")]
+        await request.respond_json([describe_mount(mount) for mount in visible])
 
     async def _new_mount(self, request: Request) -> None:
         if self._add_mount is None or not request.connection.local:
@@ -270,7 +280,7 @@ class PageServer:
         await request.respond_json(describe_mount(mount))
 
     async def _worker(self, request: Request) -> None:
-        self._access.check(request, "read")
+        self._access.identify(request)
         await request.respond_json(self._status())
 
     async def _explain(self, request: Request) -> None:
@@ -279,11 +289,11 @@ class PageServer:
         await request.respond_json(explain(self._cache, info))
 
     async def _client_metrics(self, request: Request) -> None:
-        self._access.check(request, "read")
+        self._access.identify(request)
         self._clients.add(json.loads(await request.body_bytes(_JSON_LIMIT)))
         await request.respond_json({})
 
-    def _allowed(self, request: Request, verb: str) -> str:
+    def _allowed(self, request: Request, verb: Verb) -> str:
         path = _text(request, "path")
         self._access.check(request, verb, path)
         return path
@@ -298,6 +308,11 @@ def describe_mount(mount: Mount) -> dict[str, Any]:
         "replicas": mount.replicas,
         "read_only": mount.read_only,
     }
+
+
+def _concerns(claims: Claims, mount: str) -> bool:
+    """Whether the scope covers the mount or something in it."""
+    return is_below(mount, claims.prefix) or is_below(claims.prefix, mount)
 
 
 def _text(request: Request, key: str) -> str:
@@ -321,5 +336,3 @@ def _take(entries: Iterator[FileInfo]) -> list[FileInfo]:
         if len(batch) == _LIST_BATCH:
             break
     return batch
-
-

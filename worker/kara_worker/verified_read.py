@@ -13,7 +13,9 @@ _NO_WAIT = getattr(os, "RWF_NOWAIT", 0)
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
-def read_verified(stored: StoredPage, start: int, stop: int, scratch: memoryview, *, wait: bool) -> memoryview:
+def read_verified(
+    stored: StoredPage, start: int, stop: int, scratch: memoryview, *, wait: bool
+) -> memoryview:
     """Bytes [start, stop) of the page, as a part of `scratch` (at least a page long).
 
     Raises BlockingIOError when `wait` is False and the disk would have to be read (file systems that
@@ -27,7 +29,7 @@ def read_verified(stored: StoredPage, start: int, stop: int, scratch: memoryview
     view = scratch[: last - first]
     got = _read(stored.fd, view, stored.offset + first, wait)
     if got != len(view):
-        if not wait and 0 < got:
+        if not wait and got > 0:
             raise BlockingIOError(errno.EAGAIN, "partly in memory")
         raise PageCorrupt(f"page {header.page}: {got} bytes at {first}, expected {len(view)}")
     whole = last - first == header.length
@@ -61,7 +63,7 @@ def _read(fd: int, view: memoryview, offset: int, wait: bool) -> int:
 
 
 def in_memory(stored: StoredPage) -> bool:
-    """Whether sendfile of the whole page would probably not wait for a disk (first and last byte resident)."""
+    """Whether sendfile of the page would probably not wait for a disk: first and last byte are resident."""
     if not _NO_WAIT:
         return True
     probe = bytearray(1)

@@ -1,0 +1,248 @@
+"""A worker's life: start, serve, drain, stop. It builds everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import kara_cache
+from kara_cache.membership.base import MemberState, WorkerInfo
+from kara_cache.membership.configured import etcd_client
+from kara_worker.access import AccessControl
+from kara_worker.admin import AdminServer
+from kara_worker.client_totals import ClientTotals
+from kara_worker.config import WorkerConfig
+from kara_worker.eviction import make_policy
+from kara_worker.file_facts import FileFacts
+from kara_worker.file_page_store import FilePageStore
+from kara_worker.http_server import HttpServer
+from kara_worker.identity import DirectoryLock, boot_id, load_or_create_identity
+from kara_worker.metrics import WorkerCollector, WorkerMetrics
+from kara_worker.mounted_stores import MountedStores
+from kara_worker.page_cache import PageCache
+from kara_worker.private_mounts import PrivateMounts
+from kara_worker.registration import Registration
+from kara_worker.server import PageServer
+
+log = logging.getLogger(__name__)
+
+_EXPIRE_EVERY_S = 30.0
+_DRAIN_NOTICE_S = 0.5  # time for clients' watches to see "draining" before requests are refused
+
+
+class WorkerDaemon:
+    """One worker: one process, one identity, its own page directories. `run` returns after a drain."""
+
+    def __init__(self, config: WorkerConfig, *, record: Path | None = None) -> None:
+        """`record` is a file that says where this worker is while it lives: for private workers."""
+        self._config = config
+        self._record = record
+        self._registration: Registration | None = None
+        self._stop = asyncio.Event()
+        self._state = MemberState.ACTIVE
+        self._metrics = WorkerMetrics()
+        self._clients = ClientTotals()
+
+    async def run(self) -> None:
+        """Serves until a signal or `stop`, then drains. Raises ConfigError before anything listens."""
+        config = self._config
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(32, thread_name_prefix="send"))
+        async with contextlib.AsyncExitStack() as stack:
+            self._build(stack)
+            await self._listen(stack)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.stop)
+            self._announce()
+            background = [loop.create_task(self._expire_loop())]
+            if config.life.idle_exit_s:
+                background.append(loop.create_task(self._idle_loop(config.life.idle_exit_s)))
+            await self._stop.wait()
+            await self._drain()
+            for task in background:
+                task.cancel()
+
+    def stop(self) -> None:
+        """Begins the drain; idempotent."""
+        self._stop.set()
+
+    def _build(self, stack: contextlib.AsyncExitStack) -> None:
+        config = self._config
+        store = config.store
+        directories = [Path(directory) for directory in store.page_dirs]
+        locks = [stack.enter_context(DirectoryLock(directory)) for directory in directories]
+        self._fingerprint = locks[0].fingerprint
+        self.identity = load_or_create_identity(directories[0])
+        self._pages = FilePageStore(
+            directories,
+            capacity_bytes=store.capacity_bytes,
+            page_bytes=store.page_bytes,
+            policy=make_policy(store.eviction, guard=store.guard),
+            high_watermark=store.high_watermark,
+            low_watermark=store.low_watermark,
+        )
+        stack.callback(self._pages.close)
+        self._stores = MountedStores(config.mounts, self._metrics)
+        stack.callback(self._stores.close)
+        self._threads = ThreadPoolExecutor(16, thread_name_prefix="call")
+        stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
+        self._cache = PageCache(
+            self._pages,
+            self._stores,
+            self._metrics,
+            store_threads=config.fill.ufs_threads,
+            fill_memory_bytes=config.fill.fill_memory_bytes,
+            write_queue_bytes=config.fill.write_queue_bytes,
+        )
+        stack.push_async_callback(self._cache.close, config.life.drain_timeout_s)
+        self._server = PageServer(
+            self._cache,
+            self._stores,
+            FileFacts(self._stores, self._threads),
+            AccessControl(config.secrets()),
+            self._metrics,
+            self._clients,
+            self._threads,
+            status=self.status,
+            add_mount=PrivateMounts(self._stores).add if config.private else None,
+        )
+        collector = WorkerCollector(
+            self._metrics,
+            page_stats=self._pages.stats,
+            gauges=self._gauges,
+            counters=self._counters,
+            clients=self._clients.metrics,
+        )
+        self._admin = AdminServer(ready=self._unready, metrics=collector.exposition, status=self.status)
+
+    async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
+        config = self._config
+        data = HttpServer(self._server, name="data")
+        self._data = data
+        stack.push_async_callback(data.close)
+        self._socket_path = await self._listen_unix(data, stack)
+        self._port = self._admin_port = 0
+        if not config.private:
+            self._port = await data.listen_tcp(config.listen.host, config.listen.port, config.server_tls())
+            admin = HttpServer(self._admin, name="admin")
+            stack.push_async_callback(admin.close)
+            self._admin_port = await admin.listen_tcp(config.admin.host, config.admin.port)
+        if config.etcd.hosts:
+            self._registration = self._register()
+            stack.enter_context(self._registration)
+
+    def _register(self) -> Registration:
+        config = self._config
+        return Registration(
+            etcd_client(config.etcd),
+            config.cluster_name,
+            self.info(),
+            lease_ttl_s=round(config.life.lease_ttl_s),
+            passive_grace_s=config.life.passive_grace_s,
+            directory=self._fingerprint,
+        )
+
+    async def _listen_unix(self, data: HttpServer, stack: contextlib.AsyncExitStack) -> str:
+        directory = Path(self._config.listen.socket_dir)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = directory / f"{self.identity}.sock"
+        path.unlink(missing_ok=True)  # left by a process that was killed: the directory lock is ours
+        await data.listen_unix(str(path))
+        path.chmod(0o600)
+        stack.callback(path.unlink, missing_ok=True)
+        return str(path)
+
+    def info(self) -> WorkerInfo:
+        """How this worker is registered."""
+        config = self._config
+        return WorkerInfo(
+            id=self.identity,
+            host=config.listen.advertise_host or config.listen.host,
+            port=self._port,
+            socket_path=self._socket_path,
+            boot_id=boot_id(),
+            capacity_bytes=config.store.capacity_bytes,
+            state=self._state,
+            admin_port=self._admin_port,
+            software=kara_cache.__version__,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """What `GET /worker` tells: no paths, no options."""
+        stats = self._pages.stats()
+        return {
+            "id": self.identity,
+            "software": kara_cache.__version__,
+            "cluster": self._config.cluster_name,
+            "state": self._state.value,
+            "page_bytes": self._config.store.page_bytes,
+            "capacity_bytes": stats.capacity_bytes,
+            "used_bytes": stats.bytes,
+            "pages": stats.pages,
+            "loading": stats.loading,
+            "private": self._config.private,
+        }
+
+    def _announce(self) -> None:
+        """One line of JSON on stdout: who waits for this process may connect now."""
+        ready = {
+            "ready": True,
+            "id": self.identity,
+            "pid": os.getpid(),
+            "port": self._port,
+            "admin_port": self._admin_port,
+            "socket_path": self._socket_path,
+        }
+        if self._record is not None:
+            partial = self._record.with_suffix(".new")
+            partial.write_text(json.dumps({**ready, "boot_id": boot_id()}))
+            partial.replace(self._record)
+        print(json.dumps(ready), flush=True)
+        log.info("worker %s serves %s:%d", self.identity, self._config.listen.host, self._port)
+
+    def _unready(self) -> str:
+        return "draining" if self._stop.is_set() else ""
+
+    def _gauges(self) -> dict[str, float]:
+        lease = self._registration.lease_state if self._registration is not None else "none"
+        return {
+            "connections": len(self._data.connections),
+            "fills_running": self._cache.loading,
+            "draining": float(self._stop.is_set()),
+            "lease_held": float(lease == "held"),
+        }
+
+    def _counters(self) -> dict[str, dict[str, int]]:
+        return {} if self._registration is None else {"lease_events": self._registration.counters()}
+
+    async def _drain(self) -> None:
+        """Peers first: clients that know go elsewhere, those that do not get an answer that says so."""
+        log.info("worker %s drains", self.identity)
+        self._state = MemberState.DRAINING
+        if self._registration is not None:
+            await asyncio.to_thread(self._registration.set_state, MemberState.DRAINING)
+            await asyncio.sleep(_DRAIN_NOTICE_S)
+        self._server.draining = True
+        await self._data.close(self._config.life.drain_timeout_s)
+
+    async def _expire_loop(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRE_EVERY_S)
+            ttl_s = {mount.name: mount.ttl_s for mount in self._stores.mounts if mount.ttl_s}
+            if ttl_s:
+                await self._cache.run_on_disk(self._pages.expire, ttl_s, time.time_ns())
+
+    async def _idle_loop(self, limit_s: float) -> None:
+        while True:
+            await asyncio.sleep(min(limit_s / 4, 30.0))
+            if not self._cache.loading and time.monotonic() - self._server.last_request > limit_s:
+                log.info("nothing asked for in %s s", limit_s)
+                self.stop()
