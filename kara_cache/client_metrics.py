@@ -9,7 +9,7 @@ Counters, each a number for each label:
                   tell and are in neither
     fallbacks     failed attempts, by the reason of the CacheError, `store_error` for a store behind a
                   worker; a read may count several and still succeed
-    read_ahead    bytes: fetched = hit (delivered to a reader) + waste (dropped unread) + what is held
+    read_ahead    bytes: fetched = hit (up to the last byte that a reader took) + waste + what is held
 
 Source `local` is a page of a worker on this host, read through its descriptor; `store` is the caller's
 own under store; a read that needed several counts as the dearest. The histogram `read` has the seconds

@@ -45,9 +45,9 @@ class Connection:
         self.reused = False
         self.idle_since = 0.0  # monotonic; kept by the pool
         self.deadline = 0.0  # monotonic; set by `send`, may be moved by the owner
+        self.stall_s = stall_s  # may be changed by the owner for one exchange
         self._sock = sock
         self._recv_into = sock.recv_into
-        self._stall_s = stall_s
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._wait_all = 0 if self._tls else socket.MSG_WAITALL
         self._armed_s = 0.0
@@ -240,8 +240,8 @@ class Connection:
 
     def _keep_deadline(self) -> None:
         remaining = self.deadline - monotonic()
-        if remaining < self._stall_s or self._armed_s != self._stall_s:
-            self._arm(min(remaining, self._stall_s))
+        if remaining < self.stall_s or self._armed_s != self.stall_s:
+            self._arm(min(remaining, self.stall_s))
 
     def _arm(self, seconds: float) -> None:
         if seconds <= 0:

@@ -144,7 +144,7 @@ class Failover:
         owners: tuple[str, ...],
         detours: Detours,
     ) -> T:
-        own = self._store_of(path) if store is not None else None
+        own = self.store_of(path) if store is not None else None
         if own is not None and store is not None:
             under_store, relative = own
             try:
@@ -165,7 +165,8 @@ class Failover:
                     return answer
         raise detours.error()
 
-    def _store_of(self, path: str) -> tuple[UnderStore, str] | None:
+    def store_of(self, path: str) -> tuple[UnderStore, str] | None:
+        """The caller's own store for a path, and the path in it; None if it gave none."""
         if self._fallback is None:
             return None
         with contextlib.suppress(LookupError):

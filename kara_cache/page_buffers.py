@@ -19,33 +19,51 @@ def aligned_memory(count: int) -> memoryview:
         return memoryview(bytearray(count))
     area = mmap.mmap(-1, count)
     if count >= _HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        area.madvise(mmap.MADV_HUGEPAGE)  # half as long again at 4 MiB (measured)
+        area.madvise(mmap.MADV_HUGEPAGE)  # half as fast again at 4 MiB (measured)
     return memoryview(area)
 
 
 class PageBuffers:
-    """Buffers of one size for reuse. Thread-safe."""
+    """Buffers for reuse within a budget. Thread-safe."""
 
-    def __init__(self, size: int, *, spare: int) -> None:
-        """Keeps at most `spare` of them that nobody uses."""
-        self.size = size
-        self._spare = spare
-        self._lock = threading.Lock()  # guards _free
-        self._free: list[memoryview] = []
+    def __init__(self, budget_bytes: int) -> None:
+        """At most `budget_bytes` are out or kept for reuse at any time."""
+        self._budget_bytes = budget_bytes
+        self._reset()
 
-    def take(self) -> memoryview:
+    def _reset(self) -> None:
+        self._lock = threading.Lock()  # guards all below
+        self._free: dict[int, list[memoryview]] = {}  # by size
+        self._held_bytes = 0  # out, and free
+
+    def __repr__(self) -> str:
+        return f"<PageBuffers {self._held_bytes} of {self._budget_bytes} bytes>"
+
+    def take(self, size: int) -> memoryview | None:
+        """A buffer of this size, its content undefined; None when the budget is used up."""
         with self._lock:
-            if self._free:
-                return self._free.pop()
-        return aligned_memory(self.size)
+            if free := self._free.get(size):
+                return free.pop()
+            if self._held_bytes + size > self._budget_bytes:
+                self._drop_free()
+            if self._held_bytes + size > self._budget_bytes:
+                return None
+            self._held_bytes += size
+        return aligned_memory(size)
 
-    def give_back(self, buffer: memoryview) -> None:
-        """`buffer` came from `take`, and no view of it is left anywhere."""
+    def give_back(self, buffer: memoryview, *, reusable: bool) -> None:
+        """Ends a `take`. `reusable`: no view of it is left anywhere."""
         with self._lock:
-            if len(self._free) < self._spare:
-                self._free.append(buffer)
+            if reusable:
+                self._free.setdefault(len(buffer), []).append(buffer)
+            else:
+                self._held_bytes -= len(buffer)
+
+    def _drop_free(self) -> None:
+        """Free buffers of other sizes make room."""
+        self._held_bytes -= sum(size * len(free) for size, free in self._free.items())
+        self._free.clear()
 
     def after_fork(self) -> None:
-        """In the child, before anything else; takes no lock."""
-        self._lock = threading.Lock()
-        self._free = []
+        """In the child, before anything else; takes no lock. What is out stays with those who have it."""
+        self._reset()

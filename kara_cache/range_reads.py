@@ -143,9 +143,13 @@ class RangeReads:
             return pieces
         if frames.broken is not None:
             self._failover.failed(worker, frames.broken)
-        for error in frames.errors.values():
-            if isinstance(error, (CacheError, UnderStoreError)):
-                self._failover.failed(worker, error)
+        failures = {
+            type(error): error
+            for error in frames.errors.values()
+            if isinstance(error, (CacheError, UnderStoreError))
+        }
+        for error in failures.values():  # one of each kind: they have one cause
+            self._failover.failed(worker, error)
         arrived = [piece for piece, done in zip(pieces, frames.done, strict=True) if done]
         self._metrics.ranges("worker", len(arrived), sum(len(piece.view) for piece in arrived))
         if frames.broken is None and not frames.errors:

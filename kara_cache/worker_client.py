@@ -97,21 +97,28 @@ class WorkerClient:
         self.call("POST", "/verify", deadline, *_identity(file), ("start", start), ("length", length))
 
     def put(
-        self, path: str, chunks: Iterable[bytes], size: int, *, append: bool, deadline: float
+        self, path: str, chunks: Iterable[bytes], size: int, *, append: bool, timeout_s: float
     ) -> FileInfo:
-        """Replaces or extends the file. Never sent twice: whether it took effect may be unknown."""
+        """Replaces or extends the file. Never sent twice: whether it took effect may be unknown.
+
+        `timeout_s` bounds each step, not the whole.
+        """
         query = (("path", path), ("append", 1)) if append else (("path", path),)
-        pool, connection = self.link.borrow(deadline, fresh=True)
+        pool, connection = self.link.borrow(monotonic() + timeout_s, fresh=True)
+        stall_s, connection.stall_s = connection.stall_s, timeout_s  # a slow store holds up the upload
         try:
-            connection.send(self.link.request("PUT", "/file", query, size), deadline)
+            connection.send(self.link.request("PUT", "/file", query, size), monotonic() + timeout_s)
             try:
                 for chunk in chunks:
+                    connection.deadline = monotonic() + timeout_s
                     connection.send_more(chunk)
+                connection.deadline = monotonic() + timeout_s
             except WorkerUnavailable as exc:
                 # refused in the middle: the answer says why, if it got through
                 if exc.reason != "reset":
                     raise
             exchange = Exchange(pool, connection, connection.response())
+            connection.stall_s = stall_s
         except BaseException:
             pool.discard(connection)
             raise
@@ -129,6 +136,7 @@ class WorkerClient:
         """
         query = (("path", path), ("recursive", 1)) if recursive else (("path", path),)
         connection = self.link.dial(timeout_s)
+        connection.stall_s = timeout_s
         try:
             connection.send(self.link.request("GET", "/list", query), monotonic() + timeout_s)
             head = connection.response()
@@ -153,7 +161,7 @@ class WorkerClient:
         length = None if body is None else len(body)
         request = self.link.request(method, name, query, length) + (body or b"")
         path = next((str(value) for key, value in query if key == "path"), name)
-        return self.link.document(self.link.send(request, deadline), path)
+        return self.link.document(self.link.send(request, deadline, patient=True), path)
 
     def close(self) -> None:
         self.link.close()

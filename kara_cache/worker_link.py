@@ -26,6 +26,7 @@ from kara_cache.wire import PREFIX, decode_error
 log = logging.getLogger(__name__)
 
 _UNIX_RETRY_S = 30.0  # after the unix socket failed; chosen by feel, TCP serves meanwhile
+_PATIENCE = 3  # stall timeouts; signs of life are promised for reads only (docs/protocol.md)
 _MAX_ERROR_BYTES = 1 << 20
 _ERRNO: dict[type[BaseException], int] = {
     FileNotFoundError: errno.ENOENT,
@@ -119,14 +120,19 @@ class WorkerLink:
 
     # -- exchanges ---------------------------------------------------------------------------------
 
-    def send(self, request: bytes, deadline: float) -> Exchange:
+    def send(self, request: bytes, deadline: float, *, patient: bool = False) -> Exchange:
         """Sends a whole request and waits for the head of the answer.
 
-        A kept-alive connection that the worker had closed meanwhile is replaced once, silently: that
+        `patient` allows for more silence, where a worker may wait for its store without a sign of
+        life. A kept-alive connection that the worker had closed meanwhile is replaced once, silently: that
         is no failure. Raises WorkerUnavailable, or WorkerBusy when all connections are lent.
         """
         pool, connection = self.start(request, deadline)
-        return self.answer(pool, connection, request, deadline)
+        if patient:
+            connection.stall_s = _PATIENCE * self._transport.stall_timeout_s
+        exchange = self.answer(pool, connection, request, deadline)
+        exchange.connection.stall_s = self._transport.stall_timeout_s
+        return exchange
 
     def start(self, request: bytes, deadline: float) -> tuple[ConnectionPool, Connection]:
         """The first half of `send`: the worker has something to do. `answer` must follow."""

@@ -1,0 +1,356 @@
+"""The cache as one thing: every call finds the right worker, and another way when that one fails."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+from kara_cache.cached_file import CachedFile
+from kara_cache.client_metrics import ClientCounts, ClientMetrics
+from kara_cache.cluster import Cluster
+from kara_cache.config import SYSTEM_CA, ClientConfig
+from kara_cache.credentials import ClientTls, authorization
+from kara_cache.errors import CacheError, UnderStoreError, WorkerUnavailable
+from kara_cache.failover import Failover, Fallback
+from kara_cache.file_reads import FileReads
+from kara_cache.file_writes import CacheWriter, FileWrites
+from kara_cache.listing import Listing
+from kara_cache.local_pages import LocalPages
+from kara_cache.membership.base import Membership, MembershipView
+from kara_cache.metrics_push import MetricsPush
+from kara_cache.mount import Mount, MountTable, normalize_path
+from kara_cache.process_events import tell_at_exit, watch
+from kara_cache.range_reads import RangeReads
+from kara_cache.read_ahead import ReadAhead, SequentialReader
+from kara_cache.stripe import STRIPE_BYTES
+from kara_cache.suspects import Suspects
+from kara_cache.ufs.base import FileInfo
+from kara_cache.wire import encode_info
+from kara_cache.worker_link import Transport
+
+_MAX_FILES = 4096  # whose request prefixes are kept
+
+
+class CacheClient:
+    """A client of one cluster. Thread-safe, works on in a child after `fork()`, pickles as its arguments.
+
+    Paths are kara paths, `/mount/rest`, in and out. A read returns bytes of the one version that its
+    FileInfo names, verified in this process, or raises:
+
+    - FileNotFoundError, PermissionError, IsADirectoryError, ...: what the store answered;
+    - StaleVersion: the store has replaced that version and the cache does not hold the bytes;
+    - AccessDenied: the cache refused us;
+    - UnderStoreError, WorkerUnavailable: nobody could answer within `config.timeout_s`; the message says
+      who was asked and why each failed.
+
+    A worker's failure is no failure of a call: it goes on with other workers, then with `fallback`.
+    """
+
+    def __init__(
+        self, config: ClientConfig, *, membership: Membership | None = None, fallback: Fallback | None = None
+    ) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            membership: Who the workers are; by default what `config` says: etcd, a fixed list, or
+                with neither the user's private worker.
+            fallback: Kara path -> (store, path in it), for callers with store options of their
+                own; raises LookupError where it has none. Stores remain the caller's to close.
+        """
+        self.config = config
+        self._arguments = (config, membership, fallback)
+        self._tls = ClientTls(config.tls)
+        transport = Transport(
+            connect_timeout_s=config.connect_timeout_s,
+            stall_timeout_s=config.stall_timeout_s,
+            connections=config.connections_per_worker,
+            connection_idle_s=config.connection_idle_s,
+            local=config.local_reads,
+            tls=self._tls if config.tls.enabled else None,
+            authorization=authorization(config.token, config.secret),
+        )
+        self._membership = membership if membership is not None else membership_of(config)
+        self._cluster = Cluster(self._membership, transport, Suspects(config.suspect_s))
+        self._metrics = ClientMetrics()
+        self._push = MetricsPush(self._metrics, self._cluster, at_first_use=tell_at_exit)
+        self._failover = Failover(self._cluster, self._metrics, timeout_s=config.timeout_s, fallback=fallback)
+        self._local = LocalPages()
+        self._reads = FileReads(self._failover, self._local, self._metrics)
+        self._ranges = RangeReads(self._failover, self._reads, self._local, self._metrics)
+        self._writes = FileWrites(self._failover, timeout_s=config.timeout_s)
+        self._listing = Listing(self._failover, timeout_s=config.timeout_s)
+        self._read_ahead = ReadAhead(
+            self._read_file, self._metrics, window_bytes=config.read_ahead_bytes, timeout_s=config.timeout_s
+        )
+        self._files: dict[int, CachedFile] = {}  # by id of the FileInfo, which each keeps alive
+        self._mounts = MountTable()  # as workers told when a url was resolved last
+        watch(self)
+
+    def __repr__(self) -> str:
+        return f"<CacheClient {self.config.cluster_name} {self._cluster}, {self._local}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, self._arguments
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def info(self, path: str) -> FileInfo:
+        """The file's current size and version, after the mount's freshness rule; or the directory."""
+        path = normalize_path(path)
+        deadline = self._failover.deadline()
+        return self._failover.run(
+            path,
+            lambda worker, _: worker.info(path, deadline),
+            lambda store, below: _above(store.info(below), path, below),
+            deadline,
+        )
+
+    def list(self, path: str, *, recursive: bool = False) -> Iterator[FileInfo]:
+        """The direct children, sorted by path; with `recursive` every file below, no directories.
+
+        They come as the iterator advances. A worker that fails in the middle is replaced by another.
+        """
+        return self._listing.entries(normalize_path(path), recursive=recursive)
+
+    def read_into(self, file: FileInfo, start: int, buffer: memoryview | bytearray) -> int:
+        """Fills `buffer` from byte `start` and returns how many bytes were there, short only at the end."""
+        view = memoryview(buffer)
+        if view.format != "B" or view.ndim != 1:
+            view = view.cast("B")
+        known = self._files.get(id(file))
+        if known is None or known.info is not file:
+            known = self._known(file)
+        return self._read_file(known, start, view)
+
+    def read(self, file: FileInfo, start: int, length: int) -> bytes:
+        """Bytes [start, start + length), fewer only at the end of the file."""
+        buffer = bytearray(max(0, min(length, file.size - start)))
+        self.read_into(file, start, buffer)
+        return bytes(buffer)
+
+    def read_ranges(self, ranges: Sequence[tuple[FileInfo, int, int]]) -> builtins.list[memoryview]:
+        """The bytes of each (file, start, length) in this order, with one request to each worker.
+
+        The views share one piece of memory, so one of them keeps all alive. Raises for the first
+        range that cannot be had.
+        """
+        if monotonic() >= self._push.due_at:
+            self._push.when_due()
+        return self._ranges.read([(self._known(file), start, length) for file, start, length in ranges])
+
+    def open_reader(self, file: FileInfo) -> SequentialReader:
+        """For many reads of one file: what is read in sequence is fetched in advance. Close it after use."""
+        return self._read_ahead.open(self._known(file))
+
+    def _read_file(self, file: CachedFile, start: int, view: memoryview) -> int:
+        if monotonic() >= self._push.due_at:
+            self._push.when_due()
+        if start < 0:
+            raise ValueError(f"{file.path}: read at {start}, before its start")
+        return self._reads.read_into(file, start, view)
+
+    def _known(self, file: FileInfo) -> CachedFile:
+        known = self._files.get(id(file))
+        if known is not None and known.info is file:
+            return known
+        if file.is_dir:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file.path)
+        if len(self._files) >= _MAX_FILES:
+            self._files.clear()
+        known = self._files[id(file)] = CachedFile(file)
+        return known
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def write(self, path: str, data: bytes | bytearray | memoryview) -> FileInfo:
+        """Replaces the file as a whole; readers see the old or the new version, never a part."""
+        with self.open_writer(path) as writer:
+            writer.write(data)
+            return writer.commit()
+
+    def open_writer(self, path: str, *, append: bool = False) -> CacheWriter:
+        """A file written in pieces; nothing is visible, nor sent, before `commit`.
+
+        What is not committed when the block ends is discarded. `append` where the store cannot:
+        io.UnsupportedOperation.
+        """
+        return self._writes.open_writer(normalize_path(path), append=append)
+
+    def delete(self, path: str) -> None:
+        """Removes a file, or an empty directory."""
+        self._writes.delete(normalize_path(path))
+
+    def make_directory(self, path: str) -> None:
+        """Makes a directory and its parents; existing ones are fine."""
+        self._writes.make_directory(normalize_path(path))
+
+    # -- the cache itself --------------------------------------------------------------------------
+
+    def free(self, path: str, *, recursive: bool = False) -> tuple[int, int]:
+        """Drops cached pages of a file, or of all files below a directory, on all workers: (pages, bytes).
+
+        The store is not touched. Raises WorkerUnavailable, when the others are done, if one of the
+        active workers could not be told.
+        """
+        path = normalize_path(path)
+        query: builtins.list[tuple[str, str | int]] = [("path", path)]
+        if recursive:
+            query.append(("recursive", 1))
+        pages = freed = 0
+        failed = []
+        table = self._cluster.table()
+        for worker_id, worker in table.clients.items():
+            try:
+                answer = worker.call("POST", "/free", self._failover.deadline(), *query)
+                pages, freed = pages + int(answer["pages"]), freed + int(answer["bytes"])
+            except CacheError as exc:  # noqa: PERF203 - a network call each
+                if worker_id in table.live:
+                    failed.append(f"{worker_id}: {exc}")
+        if failed:
+            raise WorkerUnavailable(
+                f"free {path}: {pages} pages freed, but not on all workers: {'; '.join(failed)}"
+            )
+        return pages, freed
+
+    def mounts(self) -> builtins.list[dict[str, Any]]:
+        """Name, url, freshness, replicas and read_only of every mount, as a worker tells."""
+        deadline = self._failover.deadline()
+        answer = self._failover.run(
+            "/", lambda worker, _: worker.call("GET", "/mounts", deadline), None, deadline
+        )
+        return builtins.list(answer)
+
+    def add_mount(self, url: str, options: Mapping[str, Any]) -> str:
+        """The kara path of a store's url on the user's private worker; others refuse (AccessDenied)."""
+        body = json.dumps({"url": url, "options": dict(options)}).encode()
+        deadline = self._failover.deadline()
+        mount = self._failover.run(
+            "/", lambda worker, _: worker.call("POST", "/mounts", deadline, body=body), None, deadline
+        )
+        return f"/{mount['name']}"
+
+    def resolve(self, url: str) -> str:
+        """The kara path of a store's url, by the mount whose url is its longest prefix.
+
+        Raises ConfigError, naming the mounts there are, where none covers it.
+        """
+        try:
+            return self._mounts.from_url(url)
+        except ValueError:  # a ConfigError is one: the operator may have added a mount since
+            self._mounts = MountTable(Mount(mount["name"], mount["url"]) for mount in self.mounts())
+            return self._mounts.from_url(url)
+
+    # -- looking at it -----------------------------------------------------------------------------
+
+    def explain(self, path: str) -> dict[str, Any]:
+        """Where a file's bytes are: `info`, `owners` of each stripe by rank, and what `workers` hold."""
+        info = self.info(path)
+        table = self._cluster.table()
+        stripes = max(1, -(-info.size // STRIPE_BYTES))
+        owned = [self._cluster.owners(table, info.path, stripe) for stripe in range(stripes)]
+        owners = [{"stripe": stripe, "workers": [*ranked]} for stripe, ranked in enumerate(owned)]
+        involved = dict.fromkeys(worker_id for ranked in owned for worker_id in ranked)
+        answers = [self._ask(worker_id, "/explain", ("path", info.path)) for worker_id in involved]
+        return {"info": encode_info(info), "owners": owners, "workers": answers}
+
+    def workers(self) -> MembershipView:
+        """The members as this process sees them now."""
+        return self._membership.view()
+
+    def worker_status(self) -> builtins.list[dict[str, Any]]:
+        """What every member says of itself: id, address, state, ...; `error` where it does not answer."""
+        view = self._cluster.table().view
+        return [
+            {"id": worker.id, "address": f"{worker.host}:{worker.port}", "state": worker.state.value}
+            | self._ask(worker.id, "/worker")
+            for worker in view.workers
+        ]
+
+    def _ask(self, worker_id: str, name: str, *query: tuple[str, str | int]) -> dict[str, Any]:
+        worker = self._cluster.table().clients.get(worker_id)
+        if worker is None:
+            return {"id": worker_id, "error": "gone"}
+        deadline = monotonic() + 3 * self.config.stall_timeout_s
+        try:
+            return {"id": worker_id} | dict(worker.call("GET", name, deadline, *query)) | {"id": worker_id}
+        except (CacheError, UnderStoreError) as exc:
+            return {"id": worker_id, "error": str(exc)}
+
+    # -- counting, and the end ---------------------------------------------------------------------
+
+    @property
+    def metrics(self) -> ClientCounts:
+        """What this process has counted so far."""
+        return self._metrics.snapshot()
+
+    def flush_metrics(self) -> bool:
+        """Hands the counts to a worker now, not at the next interval; False when none took them."""
+        return self._push.push()
+
+    def close(self) -> None:
+        """Ends connections and read-ahead, and tells a worker the counts. Idempotent."""
+        if self._push.due_at:
+            self._push.push()
+        self._read_ahead.close()
+        self._cluster.close()
+        self._local.close()
+        if self._arguments[1] is None:
+            self._membership.close()
+
+    def __enter__(self) -> CacheClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def after_fork(self) -> None:
+        """In the child, before anything else; takes no lock."""
+        self._tls.after_fork()
+        self._metrics.after_fork()
+        self._push.after_fork()
+        self._cluster.after_fork()
+        self._local.after_fork()
+        self._read_ahead.after_fork()
+
+    def at_exit(self) -> None:
+        if self._push.due_at:
+            self._push.push()
+
+
+def membership_of(config: ClientConfig) -> Membership:
+    """The source of members that the configuration names."""
+    if config.worker_hosts:
+        from kara_cache.membership.static import StaticMembership
+
+        return StaticMembership([str(endpoint) for endpoint in config.worker_endpoints])
+    if not config.etcd.hosts:
+        from kara_cache.local_worker import LocalMembership
+
+        return LocalMembership()
+    from kara_cache.membership.etcd import EtcdClient, TlsFiles
+    from kara_cache.membership.etcd_membership import EtcdMembership
+
+    etcd, scheme = config.etcd, "https" if config.etcd.tls.enabled else "http"
+    ca = "" if etcd.tls.ca == SYSTEM_CA else etcd.tls.ca
+    client = EtcdClient(
+        [f"{scheme}://{endpoint}" for endpoint in etcd.endpoints],
+        username=etcd.username,
+        password=etcd.password.reveal() if etcd.password is not None else "",
+        tls=TlsFiles(ca, etcd.tls.cert, etcd.tls.key, etcd.tls.verify_hostname),
+        connect_timeout_s=config.connect_timeout_s,
+    )
+    return EtcdMembership(client, config.cluster_name, state_dir=config.state_path)
+
+
+def _rebuild(config: ClientConfig, membership: Membership | None, fallback: Fallback | None) -> CacheClient:
+    return CacheClient(config, membership=membership, fallback=fallback)
+
+
+def _above(info: FileInfo, path: str, below: str) -> FileInfo:
+    """What a store said of `below`, under its kara path."""
+    return FileInfo(path, info.size, info.version, info.mtime, info.is_dir)
