@@ -15,7 +15,7 @@ PIP = $(1)/bin/python -m pip --quiet --disable-pip-version-check --no-input
 TORCH := torch==2.13.0
 ARGS :=
 
-.PHONY: help demo test test-all test-matrix lint bench venv venv-clients programs clean distclean $(MATRIX:%=test-%)
+.PHONY: help demo test test-all test-matrix lint bench venv venv-all programs clean distclean $(MATRIX:%=test-%)
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -42,7 +42,7 @@ bench: $(VENV)/.dev programs ## side by side with peers, prints ratios
 
 venv: $(VENV)/.dev ## .venv with the project (editable) and its tools
 
-venv-clients: $(VENV)/.clients ## and the libraries that are tested on top: torch, pandas, duckdb ...
+venv-all: $(VENV)/.all ## and what tests can use beyond that: torch, pandas, duckdb, a second etcd, an S3 server
 
 programs: | $(BIN)/python
 	@[ -e $(VENV)/.programs ] || { .ci/debian $(PROGRAMS) && touch $(VENV)/.programs; } || true
@@ -74,9 +74,9 @@ $(VENV)/.torch: | $(BIN)/python
 	  echo "installing $(TORCH) into $(VENV)"; $(call PIP,$(VENV)) install $(TORCH); touch $@; \
 	else echo "no $(TORCH): it is for Python 3.11 only"; fi
 
-$(VENV)/.clients: pyproject.toml $(VENV)/.torch $(VENV)/.dev
-	@echo "installing the client libraries into $(VENV)"
-	@$(call PIP,$(VENV)) install --editable '.[clients]'
+$(VENV)/.all: pyproject.toml $(VENV)/.torch $(VENV)/.dev
+	@echo "installing client libraries and referees into $(VENV)"
+	@$(call PIP,$(VENV)) install --editable '.[clients,referees]'
 	@touch $@
 
 .venv-%/.dev: pyproject.toml
