@@ -1,0 +1,307 @@
+"""Open files of the fsspec face: one version to read, or a new version to write."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fsspec.compression import compr
+from fsspec.spec import AbstractBufferedFile
+
+from kara_cache.errors import StaleVersion
+from kara_cache.ufs.base import FileInfo, UnderStoreWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from kara_cache.filesystem import KaraFileSystem
+
+logger = logging.getLogger(__name__)
+
+PEEK_BYTES = 8 << 10  # what a line is looked for in; the buffer size of Python's own text files
+
+
+class RangeReader(Protocol):
+    """What `CacheClient.open_reader` returns: one version of one file, with read-ahead; survives `fork()`."""
+
+    def read_at(self, start: int, length: int) -> bytes | memoryview: ...
+
+    def readinto_at(self, start: int, buffer: memoryview) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class KaraFile(AbstractBufferedFile):
+    """A file open for reading; every byte it returns is of the version that `open` saw.
+
+    When the store no longer has that version and the cache does not hold the bytes, a read raises
+    `StaleVersion`: reopen to get the new one. Reads block until all that was asked for is there,
+    short only at the end. Like other Python files it has one position, so threads that share it
+    need a lock of their own. It pickles as (path, version, position) and survives `fork()`.
+
+    Nothing of fsspec's buffering is used: read-ahead is the client's, and `readinto` fills the
+    caller's buffer. The base class makes it a file that fsspec's `blockcache::` can work with.
+    """
+
+    def __init__(self, fs: KaraFileSystem, path: str, file: FileInfo, *, position: int = 0) -> None:
+        super().__init__(fs, path, "rb", fs.blocksize, cache_type="none", size=file.size)
+        self.loc = position
+        self._file = file
+        self._details = fs.entry(file, path)
+        self._unbuffered = self.cache
+        self._reader: RangeReader | None = None
+
+    def readinto(self, buffer: Any) -> int:  # Any: the buffer protocol has no name before Python 3.12
+        self._check_open()
+        if self.cache is not self._unbuffered:  # `blockcache::` put its own there
+            return int(super().readinto(buffer))
+        view = memoryview(buffer).cast("B")
+        length = min(len(view), self.size - self.loc)
+        if length <= 0:
+            return 0
+        try:
+            count = self._open_reader().readinto_at(self.loc, view[:length])
+        except FileNotFoundError:
+            count = self._moved().readinto_at(self.loc, view[:length])
+        self.loc += count
+        return count
+
+    def read(self, length: int | None = -1) -> bytes:
+        self._check_open()
+        wanted = self.size if length is None or length < 0 else length
+        data = self._bytes_at(self.loc, wanted)
+        self.loc += len(data)
+        return data
+
+    read1 = read
+    readinto1 = readinto
+
+    def peek(self, size: int = PEEK_BYTES) -> bytes:
+        """Bytes from the position on, without moving it."""
+        self._check_open()
+        return self._bytes_at(self.loc, max(size, PEEK_BYTES))
+
+    # Python's own, which look for the line's end with `peek`; fsspec's read a block for each line
+    readline = io.IOBase.readline
+    readlines = io.IOBase.readlines
+
+    def seek(self, loc: int, whence: int = 0) -> int:
+        self._check_open()
+        return int(super().seek(loc, whence))
+
+    def tell(self) -> int:
+        self._check_open()
+        return int(self.loc)
+
+    def close(self) -> None:
+        self._close_reader()
+        super().close()
+
+    def __reduce__(self) -> tuple[Callable[..., KaraFile], tuple[Any, ...]]:
+        return _reopen, (self.fs, self.path, self._file, self.loc)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"at {self.loc} of {self.size}"
+        return f"<KaraFile {self.path} {state}, version {self._file.version or 'unknown'}>"
+
+    __str__ = __repr__
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        try:
+            return bytes(self._open_reader().read_at(start, end - start))
+        except FileNotFoundError:
+            return bytes(self._moved().read_at(start, end - start))
+
+    def _bytes_at(self, start: int, length: int) -> bytes:
+        length = min(length, self.size - start)
+        if length <= 0:
+            return b""
+        if self.cache is not self._unbuffered:
+            return bytes(self.cache._fetch(start, start + length))
+        return self._fetch_range(start, start + length)
+
+    def _open_reader(self) -> RangeReader:
+        if self._reader is None:
+            self._reader = self.fs.client.open_reader(self._file)
+        return self._reader
+
+    def _moved(self) -> RangeReader:
+        """A reader of the same version where it is now.
+
+        The kara path of a url changes when a private worker starts again without our mounts, and
+        when a cluster that could not be reached is back.
+        """
+        old, new = self._file, self.fs.file_info(self.path)
+        if (old.version, old.size) != (new.version, new.size):
+            raise StaleVersion(f"{old.path}: version {old.version} was opened, {new.path} is {new.version}")
+        self._file = new
+        self._close_reader()
+        return self._open_reader()
+
+    def _close_reader(self) -> None:
+        reader, self._reader = getattr(self, "_reader", None), None
+        if reader is not None:
+            reader.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError(f"I/O operation on closed file {self.path}")
+
+
+class KaraFileWriter(io.RawIOBase):
+    """A new version of a file, visible as a whole when it is closed.
+
+    It is discarded instead when its `with` block ends by an exception, when it is closed while an
+    exception that began after `open` is being handled (text and compressed files and
+    `fsspec.open` hide the former behind a plain `close()`), and, with a warning, when nobody
+    closed it. With `autocommit=False` closing decides nothing: `commit` or `discard` do, as the
+    end of `fs.transaction` calls them.
+    """
+
+    def __init__(
+        self, fs: KaraFileSystem, path: str, mode: str, writer: UnderStoreWriter, *, autocommit: bool = True
+    ) -> None:
+        super().__init__()
+        self.fs = fs
+        self.path = path
+        self.mode = mode
+        self.autocommit = autocommit
+        self.blocksize = fs.blocksize
+        self._writer: UnderStoreWriter | None = writer
+        self._position = 0
+        self._exception_at_open = sys.exc_info()[1]
+
+    def write(self, data: Any) -> int:  # Any: the buffer protocol has no name before Python 3.12
+        if self.closed or self._writer is None:
+            raise ValueError(f"write to closed file {self.path}")
+        view = memoryview(data).cast("B")
+        self._writer.write(view)
+        self._position += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        """Bytes written through this object; in append mode the store knows the rest."""
+        return self._position
+
+    @property
+    def loc(self) -> int:
+        return self._position
+
+    @property
+    def full_name(self) -> str:
+        return self.fs.unstrip_protocol(self.path)
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        super().close()
+        if not self.autocommit:
+            return
+        exception = sys.exc_info()[1]
+        if exception is None or exception is self._exception_at_open:
+            self.commit()
+        else:
+            logger.warning("%s not written: closed while %r was being handled", self.path, exception)
+            self.discard()
+
+    def commit(self) -> None:
+        """Makes the content visible; a second call does nothing."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with writer:  # a commit that fails aborts
+                writer.commit()
+            self.fs.invalidate_cache(self.path)
+
+    def discard(self) -> None:
+        """Leaves the file as it was before `open`; does nothing after `commit`."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.abort()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is None:
+            self.close()
+            return
+        self.discard()
+        super().close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_writer", None) is None:
+            return
+        # a checkpoint cut short by an exception must not replace the good one when it is collected
+        self.discard()
+        super().close()
+        message = (
+            f"{self.path} not written: the file was never {'closed' if self.autocommit else 'committed'}"
+        )
+        logger.warning("%s", message)
+        warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
+
+    def __reduce__(self) -> str:
+        raise TypeError(f"cannot pickle {self!r}: a file being written belongs to one process")
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self._position} bytes so far"
+        return f"<KaraFileWriter {self.path} {state}>"
+
+
+class CompressedWriter(io.RawIOBase):
+    """Compresses into a `KaraFileWriter`, and ends as it does.
+
+    Python's and fsspec's compressed files do not close the file that they write to.
+    """
+
+    def __init__(self, file: KaraFileWriter, codec: str) -> None:
+        super().__init__()
+        self._file = file
+        self._compressed = compr[codec](file, mode="w")
+
+    def write(self, data: Any) -> int:  # Any: the buffer protocol has no name before Python 3.12
+        return int(self._compressed.write(data))
+
+    def tell(self) -> int:
+        """Bytes before compression."""
+        return int(self._compressed.tell())
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._compressed.close()
+            self._file.close()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is None:
+            self.close()
+            return
+        super().close()
+        with contextlib.suppress(OSError, ValueError):  # what went wrong is known already
+            self._compressed.close()
+        self._file.__exit__(exc_type, exc, traceback)
+
+    def __del__(self) -> None:
+        """Leaves the file to its own `__del__`: who did not close did not finish."""
+
+
+def _reopen(fs: KaraFileSystem, path: str, file: FileInfo, position: int) -> KaraFile:
+    return KaraFile(fs, path, file, position=position)

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mounted import Mounted, mounted
+
+
+@pytest.fixture(scope="session")
+def kara(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+    """Two workers for all of the client libraries."""
+    with mounted(tmp_path_factory.mktemp("clients"), workers=2) as found:
+        yield found
+
+
+@pytest.fixture
+def place(kara: Mounted, request: pytest.FixtureRequest) -> tuple[str, Path]:
+    """An empty directory of the test's own: its url, and where it is on the disk behind."""
+    directory = kara.directory / re.sub(r"\W+", "-", request.node.name)
+    directory.mkdir()
+    return f"kara://data/{directory.name}", directory
