@@ -343,7 +343,7 @@ def _token_of(name: str) -> str:
 
 def _name_of(token: str) -> str:
     try:
-        return base64.urlsafe_b64decode(token.encode()).decode()
+        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
         raise OssRefused(400, "InvalidArgument", f"no continuation token: {token}") from None
 

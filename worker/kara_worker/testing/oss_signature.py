@@ -21,19 +21,15 @@ from urllib.parse import quote
 
 MAX_SKEW_S = 900  # OSS refuses a date more than 15 minutes away (RequestTimeTooSkewed)
 
-# What V1 signs of a query, as far as the server answers it: subresources and their arguments.
-_V1_SIGNED_PARAMETERS = frozenset(
-    {
-        "append",
-        "continuation-token",
-        "delete",
-        "partNumber",
-        "position",
-        "response-content-type",
-        "uploadId",
-        "uploads",
-    }
-)
+# What V1 signs of a query: subresources and overrides of the answer, as the developer reference lists them.
+_V1_SUBRESOURCES = """
+    acl append bucketInfo comp continuation-token cors delete encryption endTime lifecycle live location
+    logging objectMeta partNumber policy position referer response-cache-control
+    response-content-disposition response-content-encoding response-content-language response-content-type
+    response-expires restore security-token sequential startTime stat status symlink tagging uploadId uploads
+    versionId versioning versions vod website x-oss-process x-oss-request-payer x-oss-traffic-limit
+"""
+_V1_SIGNED_PARAMETERS = frozenset(_V1_SUBRESOURCES.split())
 _V4_ALWAYS_SIGNED = frozenset({"content-type", "content-md5"})
 
 
