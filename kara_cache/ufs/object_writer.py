@@ -1,0 +1,214 @@
+"""Files written in pieces to an object store, visible as a whole at commit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from types import TracebackType
+
+from kara_cache.errors import KaraError, StaleVersion
+from kara_cache.ufs.base import FileInfo
+from kara_cache.ufs.object_api import ObjectApi
+from kara_cache.ufs.object_read import RangeRead
+from kara_cache.ufs.object_retries import Retries
+
+PART_BYTES = 8 << 20  # at least 5 MiB for S3; below this the round trips show
+PARALLEL_PARTS = 4
+_PARTS_PER_SIZE = 1000  # then parts double: the 10 000 parts that S3 and OSS allow hold any object they do
+
+logger = logging.getLogger(__name__)
+
+
+def part_bytes(number: int) -> int:
+    """The size of part `number`, 1 the first: 8 MiB for the first 8 GB, twice that for the next 16, ..."""
+    return PART_BYTES << ((number - 1) // _PARTS_PER_SIZE)
+
+
+class ObjectWriter:
+    """Collects parts and uploads up to four at a time; what fits into one part is a single PUT.
+
+    At most five parts are in memory. `finish` turns size and ETag into the FileInfo of `commit`.
+    """
+
+    def __init__(
+        self, api: ObjectApi, key: str, retries: Retries, finish: Callable[[int, str], FileInfo]
+    ) -> None:
+        self._api = api
+        self._key = key
+        self._retries = retries
+        self._finish = finish
+        self._part = bytearray()
+        self._size = 0
+        self._upload = ""
+        self._sent: list[Future[str]] = []
+        self._pending: set[Future[str]] = set()
+        self._pool: ThreadPoolExecutor | None = None
+        self._committed: FileInfo | None = None
+        self._closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        self._check_open()
+        with memoryview(data) as whole, whole.cast("B") as view:
+            taken = 0
+            while taken < len(view):
+                full = part_bytes(len(self._sent) + 1)
+                with view[taken : taken + full - len(self._part)] as piece:
+                    self._part += piece
+                    taken += len(piece)
+                if len(self._part) == full:
+                    self._send_part()
+        self._size += taken
+        return taken
+
+    def commit(self) -> FileInfo:
+        if self._committed is None:
+            self._check_open()
+            try:
+                etag = self._put_or_complete()
+            except BaseException:
+                self.abort()
+                raise
+            self._close()
+            self._committed = self._finish(self._size, etag)
+        return self._committed
+
+    def abort(self) -> None:
+        if self._closed:
+            return
+        self._close()  # first: a part that arrived after the abort would stay, and be paid for
+        if self._upload:
+            try:
+                self._retries.run(lambda: self._api.abort_upload(self._key, self._upload))
+            except (OSError, KaraError) as error:
+                where = f"{self._api.url}/{self._key}"
+                logger.warning("%s: parts of upload %s are left over: %s", where, self._upload, error)
+
+    def __enter__(self) -> ObjectWriter:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.abort()
+        elif not self._closed:
+            self.commit()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(f"{self._api.url}/{self._key}: the writer is closed")
+
+    def _send_part(self) -> None:
+        """Takes the collected part away; waits while four are on their way, and fails when one did."""
+        if self._pool is None:
+            self._upload = self._retries.run(lambda: self._api.begin_upload(self._key))
+            self._pool = ThreadPoolExecutor(PARALLEL_PARTS, thread_name_prefix="kara-upload")
+        if len(self._pending) >= PARALLEL_PARTS:
+            # Without a timeout of its own: each part ends within the time of its retry rule.
+            done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
+            for part in done:
+                part.result()
+        data, self._part = self._part, bytearray()
+        part = self._pool.submit(self._put_part, len(self._sent) + 1, data)
+        self._sent.append(part)
+        self._pending.add(part)
+
+    def _put_part(self, number: int, data: bytearray) -> str:
+        return self._retries.run(lambda: self._api.put_part(self._key, self._upload, number, data))
+
+    def _put_or_complete(self) -> str:
+        if not self._upload:
+            return self._retries.run(lambda: self._api.put(self._key, self._part))
+        if self._part:
+            self._send_part()
+        etags = [part.result() for part in self._sent]
+        return self._retries.run(lambda: self._api.complete_upload(self._key, self._upload, etags))
+
+    def _close(self) -> None:
+        self._closed = True
+        self._part = bytearray()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+class AppendWriter:
+    """Keeps everything in memory and appends it in one request: only so it is visible all at once.
+
+    Raises StaleVersion at commit when somebody else appended since.
+    """
+
+    def __init__(
+        self, api: ObjectApi, key: str, retries: Retries, finish: Callable[[int, str], FileInfo]
+    ) -> None:
+        self._api = api
+        self._key = key
+        self._retries = retries
+        self._finish = finish
+        self._position = retries.run(lambda: api.append_position(key))
+        self._data = bytearray()
+        self._committed: FileInfo | None = None
+        self._closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        self._check_open()
+        before = len(self._data)
+        self._data += data
+        return len(self._data) - before
+
+    def commit(self) -> FileInfo:
+        if self._committed is None:
+            self._check_open()
+            self._closed = True
+            etag = self._append()
+            self._committed = self._finish(self._position + len(self._data), etag)
+            self._data = bytearray()
+        return self._committed
+
+    def abort(self) -> None:
+        self._closed = True
+
+    def __enter__(self) -> AppendWriter:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.abort()
+        elif not self._closed:
+            self.commit()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(f"{self._api.url}/{self._key}: the writer is closed")
+
+    def _append(self) -> str:
+        repeated = False
+
+        def attempt() -> str:
+            nonlocal repeated
+            try:
+                return self._api.append(self._key, self._position, self._data)
+            except StaleVersion:
+                # The answer to the attempt before may have been lost on its way, not the bytes.
+                if not (repeated and self._has_landed()):
+                    raise
+                return ""
+            finally:
+                repeated = True
+
+        return self._retries.run(attempt)
+
+    def _has_landed(self) -> bool:
+        if self._api.head(self._key).size != self._position + len(self._data):
+            return False
+        landed = bytearray(len(self._data))
+        read = RangeRead(self._api, self._key, self._position, memoryview(landed), None, None)
+        return self._retries.run_timed(read.go_on) == len(landed) and landed == self._data

@@ -1,0 +1,343 @@
+"""Alibaba Cloud OSS, with the vendor's `oss2` for signatures and XML and urllib3 for the bytes."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import io
+import os
+import re
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
+from xml.etree import ElementTree
+
+import msgspec
+import oss2
+import urllib3
+
+from kara_cache.errors import ConfigError, StaleVersion, UnderStoreError
+from kara_cache.ufs.object_api import ObjectBody, ObjectFacts, ObjectPage
+from kara_cache.ufs.object_store import ObjectStore
+from kara_cache.ufs.options import parse_options
+from kara_cache.ufs.path import check_path
+from kara_cache.ufs.per_process import PerProcess
+from kara_cache.ufs.retry import RetryRule, TryAgain
+
+_REGION = re.compile(r"(?:^|[.-])oss-([a-z]{2}-[a-z0-9-]+?)(?:-internal)?\.aliyuncs\.com(?::\d+)?$")
+_TRANSIENT_STATUSES = frozenset((408, 429, 500, 502, 503, 504))
+_TRANSIENT_CODES = frozenset(
+    ("RequestTimeout", "InvalidDigest")
+)  # 400: body too slow, body garbled on its way
+
+_Answer = TypeVar("_Answer")
+
+
+class OssOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    access_key_id: str = ""  # without both: anonymous, for public buckets
+    access_key_secret: str = ""
+    app_key: str = ""  # the same two by the names of kara-storage
+    app_secret: str = ""
+    security_token: str = ""  # of temporary credentials (STS)
+    endpoint: str = ""  # host[:port] or a URL; then the store is oss://bucket/prefix
+    region: str = ""  # e.g. cn-hangzhou; what V4 signs; read from endpoints like oss-cn-hangzhou...
+    signature: str = "v4"  # or v1, for gateways that know no other
+    use_ssl: bool | None = None  # None: unless the endpoint option says http://
+    path_style: bool = False  # host/bucket/key; always so where the endpoint is an IP or localhost
+    ca_file: str = ""  # PEM; "": those of the system
+    connect_timeout_s: float = 5.0  # oss2 has 60: too long to find out that a host is gone
+    read_timeout_s: float = 30.0  # of silence
+    timeout_s: float = 120.0  # of a whole call with its retries
+    retries: int = 4
+    max_connections: int = 64  # kept open for reuse; more threads may open more for the moment
+
+    def __repr__(self) -> str:
+        return f"OssOptions(endpoint={self.endpoint!r}, region={self.region!r}, signature={self.signature!r})"
+
+
+class OssStore(ObjectStore):
+    """`oss://endpoint/bucket/prefix`, or `oss://bucket/prefix` with the option `endpoint`.
+
+    Appending works where the object was made by appending (OSS calls it an Appendable Object) or is
+    not there yet; what is appended stays in memory until commit.
+    """
+
+    @classmethod
+    def from_url(cls, url: str, options: Mapping[str, Any]) -> OssStore:
+        """Sends nothing. The URL is taken literally, not percent-decoded.
+
+        Raises:
+            ConfigError: a wrong URL or option, half a key, V4 without a region.
+        """
+        scheme, _, rest = url.partition("://")
+        if scheme.lower() != "oss" or "@" in rest.partition("/")[0]:
+            raise ConfigError("store oss://...: want oss://endpoint/bucket/prefix, and keys in the options")
+        parsed = parse_options(options, OssOptions, url=url)
+        endpoint = parsed.endpoint
+        if not endpoint:
+            endpoint, _, rest = rest.partition("/")
+        bucket, _, prefix = rest.partition("/")
+        try:
+            prefix = check_path(prefix.rstrip("/"))
+        except ValueError as error:
+            raise ConfigError(f"store {url}: {error}") from error
+        rule = RetryRule(retries=parsed.retries, timeout_s=parsed.timeout_s)
+        return cls(OssApi(_endpoint_url(endpoint, parsed.use_ssl), bucket, parsed), prefix, rule)
+
+
+class OssApi:
+    """An `ObjectApi` over one bucket of OSS."""
+
+    def __init__(self, endpoint: str, bucket: str, options: OssOptions) -> None:
+        """`endpoint` is http[s]://host[:port]."""
+        host = urlsplit(endpoint).netloc
+        self.url = f"oss://{host}/{bucket}"
+        if not oss2.utils.is_valid_endpoint(endpoint):
+            raise ConfigError(f"store {self.url}: endpoint {endpoint!r}, want host or host:port")
+        if not oss2.utils.is_valid_bucket_name(bucket):
+            raise ConfigError(f"store {self.url}: bucket {bucket!r}, want 3-63 of a-z, 0-9 and -")
+        auth = _auth(options, self.url)
+        region = options.region or _region_of(host)
+        if not region and options.signature == "v4" and not isinstance(auth, oss2.AnonymousAuth):
+            raise ConfigError(f"store {self.url}: V4 signatures need the option region, e.g. cn-hangzhou")
+
+        def connect() -> oss2.Bucket:
+            return oss2.Bucket(
+                auth,
+                endpoint,
+                bucket,
+                session=OssSession(endpoint, options),
+                enable_crc=False,  # of a range it can be compared with nothing, and costs as much as the read
+                region=region or None,
+                is_path_style=options.path_style,
+            )
+
+        self._buckets = PerProcess(connect, lambda connected: connected.session.close())
+
+    def head(self, key: str) -> ObjectFacts:
+        def attempt(bucket: oss2.Bucket) -> ObjectFacts:
+            found = bucket.head_object(key)
+            return ObjectFacts(key, found.content_length, found.etag, float(found.last_modified))
+
+        return self._attempt(key, attempt)
+
+    def get(self, key: str, start: int, stop: int, *, etag: str | None) -> ObjectBody | None:
+        # Without "standard", a range that ends behind the object is answered by all of it.
+        headers = {"x-oss-range-behavior": "standard"}
+        if etag is not None:
+            headers["If-Match"] = etag  # bare, as the vendor's own resumable download sends it
+
+        def attempt(bucket: oss2.Bucket) -> ObjectBody | None:
+            try:
+                found = bucket.get_object(key, byte_range=(start, stop - 1), headers=headers)
+            except oss2.exceptions.ServerError as error:
+                if error.status == 416:
+                    return None
+                raise
+            return ObjectBody(
+                found.resp.response,
+                status=found.status,
+                etag=found.etag or "",
+                content_length=found.headers.get("Content-Length", ""),
+                content_range=found.headers.get("Content-Range", ""),
+            )
+
+        return self._attempt(key, attempt)
+
+    def page(self, prefix: str, *, delimiter: str, token: str, limit: int) -> ObjectPage:
+        def attempt(bucket: oss2.Bucket) -> ObjectPage:
+            found = bucket.list_objects_v2(
+                prefix, delimiter=delimiter, continuation_token=token, max_keys=limit
+            )
+            objects = [ObjectFacts(o.key, o.size, o.etag, float(o.last_modified)) for o in found.object_list]
+            return ObjectPage(objects, found.prefix_list, found.next_continuation_token or "")
+
+        return self._attempt(prefix, attempt)
+
+    def put(self, key: str, data: bytes | bytearray | memoryview) -> str:
+        headers = _digest(data)
+        return self._attempt(key, lambda bucket: _etag(bucket.put_object(key, data, headers=headers)))
+
+    def delete(self, key: str) -> None:
+        self._attempt(key, lambda bucket: bucket.delete_object(key))
+
+    def begin_upload(self, key: str) -> str:
+        return self._attempt(key, lambda bucket: str(bucket.init_multipart_upload(key).upload_id))
+
+    def put_part(self, key: str, upload: str, number: int, data: bytes | bytearray) -> str:
+        headers = _digest(data)
+        return self._attempt(
+            key, lambda bucket: _etag(bucket.upload_part(key, upload, number, data, headers=headers))
+        )
+
+    def complete_upload(self, key: str, upload: str, etags: Sequence[str]) -> str:
+        parts = [oss2.models.PartInfo(number, etag) for number, etag in enumerate(etags, start=1)]
+        return self._attempt(key, lambda bucket: _etag(bucket.complete_multipart_upload(key, upload, parts)))
+
+    def abort_upload(self, key: str, upload: str) -> None:
+        def attempt(bucket: oss2.Bucket) -> None:
+            try:
+                bucket.abort_multipart_upload(key, upload)
+            except oss2.exceptions.NoSuchUpload:
+                return  # the answer to an earlier attempt was lost, or it was completed after all
+
+        self._attempt(key, attempt)
+
+    def append_position(self, key: str) -> int:
+        def attempt(bucket: oss2.Bucket) -> int:
+            try:
+                found = bucket.head_object(key)
+            except oss2.exceptions.NotFound:
+                return 0
+            if found.object_type != "Appendable":
+                kind = found.object_type
+                raise io.UnsupportedOperation(f"{self.url}/{key}: is {kind}, only Appendable objects grow")
+            return int(found.content_length)
+
+        return self._attempt(key, attempt)
+
+    def append(self, key: str, position: int, data: bytes | bytearray) -> str:
+        headers = _digest(data)
+        return self._attempt(
+            key, lambda bucket: _etag(bucket.append_object(key, position, data, headers=headers))
+        )
+
+    def close(self) -> None:
+        self._buckets.close()
+
+    def _attempt(self, key: str, call: Callable[[oss2.Bucket], _Answer]) -> _Answer:
+        where = f"{self.url}/{key}"
+        try:
+            return call(self._buckets.get())
+        except oss2.exceptions.RequestError as error:
+            cause = error.exception
+            raise TryAgain(f"{where}: {type(cause).__name__}: {cause}") from cause
+        except oss2.exceptions.OssError as error:
+            refused = _translated(error, where)
+        except (ElementTree.ParseError, RuntimeError, ValueError) as error:  # oss2 on XML it did not expect
+            if isinstance(error, io.UnsupportedOperation):
+                raise
+            raise TryAgain(f"{where}: an answer that cannot be read: {error}") from error
+        # Out here without the cause: its text quotes the signed headers, a security token among them.
+        raise refused
+
+
+class OssSession:
+    """The transport oss2 sends through, on urllib3: half the time of requests at 4 KiB (measured).
+
+    Follows no redirects and reads no .netrc, whose password would replace the signature. Answers are
+    read to their end here, except the bytes of objects, so that a connection breaks in one place.
+    """
+
+    def __init__(self, endpoint: str, options: OssOptions) -> None:
+        scheme, host = endpoint.split("://")
+        context = ssl.create_default_context(cafile=options.ca_file or None) if scheme == "https" else None
+        timeout = urllib3.Timeout(connect=options.connect_timeout_s, read=options.read_timeout_s)
+        proxy = None if proxy_bypass(host) else getproxies().get(scheme)
+        common: dict[str, Any] = {
+            "maxsize": options.max_connections,
+            "timeout": timeout,
+            "retries": False,
+            "ssl_context": context,
+        }
+        self._pool = urllib3.ProxyManager(proxy, **common) if proxy else urllib3.PoolManager(**common)
+
+    def do_request(self, request: oss2.http.Request, timeout: float) -> OssResponse:
+        """`timeout` is oss2's one number; ours are set apart for connecting and reading."""
+        query = urlencode(request.params)
+        try:
+            response = self._pool.urlopen(
+                request.method,
+                f"{request.url}?{query}" if query else request.url,
+                body=request.data,
+                headers={name: value for name, value in request.headers.items() if value is not None},
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+                enforce_content_length=True,
+            )
+            streams = "range" in request.headers and response.status in (200, 206)
+            return OssResponse(response, b"" if streams else response.read())
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise oss2.exceptions.RequestError(error) from error
+
+    def close(self) -> None:
+        self._pool.clear()
+
+
+class OssResponse:
+    """What oss2 reads of a response: status, headers, and the body unless it is streamed."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, body: bytes) -> None:
+        self.response = response
+        self.status = response.status
+        self.headers = response.headers
+        self.request_id = response.headers.get("x-oss-request-id", "")
+        self._body = io.BytesIO(body)
+
+    def read(self, amount: int | None = None) -> bytes:
+        return self._body.read(amount)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body.readlines())
+
+
+def _endpoint_url(endpoint: str, use_ssl: bool | None) -> str:
+    scheme, separator, host = endpoint.rstrip("/").rpartition("://")
+    if not separator:
+        scheme = "https"
+    if use_ssl is not None:
+        scheme = "https" if use_ssl else "http"
+    return f"{scheme}://{host}"
+
+
+def _region_of(host: str) -> str:
+    """`cn-hangzhou` of oss-cn-hangzhou[-internal].aliyuncs.com; "" of other names."""
+    found = _REGION.search(host)
+    return found[1] if found else ""
+
+
+def _auth(options: OssOptions, url: str) -> Any:
+    """One of oss2's authentications; they have no common type."""
+    key_id = options.access_key_id or options.app_key
+    secret = options.access_key_secret or options.app_secret
+    if options.signature not in ("v1", "v4"):
+        raise ConfigError(f"store {url}: signature {options.signature!r}, want v1 or v4")
+    if bool(key_id) != bool(secret):
+        given, missing = ("id", "secret") if key_id else ("secret", "id")
+        raise ConfigError(f"store {url}: access_key_{given} without access_key_{missing}")
+    if not key_id:
+        return oss2.AnonymousAuth()
+    if options.security_token:
+        return oss2.StsAuth(key_id, secret, options.security_token, auth_version=options.signature)
+    return oss2.make_auth(key_id, secret, options.signature)
+
+
+def _digest(data: bytes | bytearray | memoryview) -> dict[str, str]:
+    """The store refuses what arrives differently; its CRC64 needs a C compiler on this side."""
+    return {"Content-MD5": base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()}
+
+
+def _etag(result: Any) -> str:
+    return result.etag or ""
+
+
+def _translated(error: oss2.exceptions.OssError, where: str) -> Exception:
+    text = f"{error.code or error.status}: {error.message or 'no message'} (request {error.request_id})"
+    if error.status in _TRANSIENT_STATUSES or error.code in _TRANSIENT_CODES:
+        wait = error.headers.get("Retry-After", "")
+        return TryAgain(f"{where}: {text}", retry_after_s=float(wait) if wait.isdigit() else None)
+    if error.code == "NoSuchUpload":
+        return UnderStoreError(f"{where}: {text}")
+    if error.code == "ObjectNotAppendable":
+        return io.UnsupportedOperation(f"{where}: {text}")
+    if error.status == 404:
+        return FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}: {text}", where)
+    if error.status == 403:
+        return PermissionError(errno.EACCES, f"{os.strerror(errno.EACCES)}: {text}", where)
+    if error.status == 412 or error.code == "PositionNotEqualToLength":
+        return StaleVersion(f"{where}: {text}")
+    return UnderStoreError(f"{where}: {text}")
