@@ -73,6 +73,7 @@ def layered(
     other_sections: Collection[str] = (),
     env: Mapping[str, str],
     prefix: str = "KARA_",
+    other_keys: Collection[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> T:
     """An instance of `cls` from all layers.
@@ -80,6 +81,7 @@ def layered(
     Args:
         file: TOML; `section` is the table to read, `other_sections` the ones that may stand beside it.
         env: usually `os.environ`; `prefix` + the key in capitals is looked up.
+        other_keys: of another program that reads the same environment: no misspellings of ours.
         overrides: by flat key, or a group's name with a mapping or an instance; None means not given.
 
     Raises:
@@ -94,7 +96,7 @@ def layered(
             if name not in known:
                 raise ConfigError(f"{name!r} in {file}: unknown section{_nearest(name, known)}")
         values |= _from_mapping(cls, leaves, document.get(section, {}), f"[{section}] in {file}")
-    values |= _from_env(leaves, env, prefix)
+    values |= _from_env(leaves, env, prefix, other_keys)
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     values |= _from_mapping(cls, leaves, given, "argument")
     return _assemble(cls, (), values, leaves.values())
@@ -177,15 +179,17 @@ def _groups(cls: type[Any]) -> Iterator[tuple[str, type[Any]]]:
                 yield field.name, kind
 
 
-def _from_env(leaves: Mapping[str, _Leaf], env: Mapping[str, str], prefix: str) -> dict[str, Any]:
-    names = {prefix + key.upper(): leaf for key, leaf in leaves.items()}
+def _from_env(
+    leaves: Mapping[str, _Leaf], env: Mapping[str, str], prefix: str, other_keys: Collection[str]
+) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, text in env.items():
-        if not name.startswith(prefix) or not text or _SERVICE_LINK.match(text):
+        key = name.removeprefix(prefix).lower()
+        if name != prefix + key.upper() or not text or _SERVICE_LINK.match(text):
             continue
-        if name in names:
-            values[names[name].key] = _convert(names[name], text, f"environment {name}", from_text=True)
-        elif near := difflib.get_close_matches(name.removeprefix(prefix).lower(), leaves, 1, _NEAR):
+        if key in leaves:
+            values[key] = _convert(leaves[key], text, f"environment {name}", from_text=True)
+        elif key not in other_keys and (near := difflib.get_close_matches(key, leaves, 1, _NEAR)):
             raise ConfigError(f"environment {name}: unknown key, did you mean {prefix}{near[0].upper()}?")
     return values
 

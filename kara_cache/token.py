@@ -23,7 +23,7 @@ from kara_cache.mount import is_below, normalize_path
 Verb = Literal["read", "write", "admin"]
 VERBS: frozenset[Verb] = frozenset(get_args(Verb))
 MIN_SECRET_BYTES = 16  # 128 bits; RFC 2104 asks for no less than the security that is wanted
-MAX_TOKEN_CHARACTERS = 8192  # a prefix of 4096 bytes in base64 and the rest
+MAX_TOKEN_CHARACTERS = 12 << 10  # a prefix of 4096 quotation marks, escaped, in base64, and the rest
 _PREFIX = "kara1."
 _MAX_SUBJECT_CHARACTERS = 200
 
@@ -63,7 +63,7 @@ class Claims:
 def mint(secret: bytes, claims: Claims) -> str:
     """A token for these claims. Raises ConfigError for a secret shorter than 16 bytes."""
     body = {"e": claims.expires, "p": claims.prefix, "s": claims.subject, "v": sorted(claims.verbs)}
-    signed = _PREFIX + _encode(json.dumps(body, separators=(",", ":")).encode())
+    signed = _PREFIX + _encode(json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode())
     return f"{signed}.{_signature(secret, signed)}"
 
 
@@ -97,7 +97,7 @@ def _decode(payload: str) -> Claims:
         if not isinstance(expires, int) or not isinstance(prefix, str) or not isinstance(subject, str):
             raise TypeError("field of another type")
         return Claims(frozenset(verbs), prefix, expires, subject)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         # The signature was right, so its giver speaks another version. The cause would show the payload.
         raise AccessDenied("token malformed: signed, but not a payload of this version") from None
 

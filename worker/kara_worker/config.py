@@ -13,13 +13,14 @@ from kara_cache.config import (
     DEFAULT_CLUSTER_NAME,
     DEFAULT_WORKER_PORT,
     FILE_VARIABLE,
+    ClientConfig,
     EtcdConfig,
     check_cluster_name,
     runtime_dir,
 )
 from kara_cache.endpoint import is_loopback
 from kara_cache.errors import ConfigError
-from kara_cache.layered import INLINE, layered
+from kara_cache.layered import INLINE, keys, layered
 from kara_cache.mount import MountTable
 from kara_cache.page import DEFAULT_PAGE_BYTES, HEADER_BYTES, MAX_PAGE_BYTES, MIN_PAGE_BYTES
 from kara_cache.quantity import format_bytes
@@ -195,6 +196,7 @@ class WorkerConfig:
             section="worker",
             other_sections=("client", "mounts"),
             env=variables,
+            other_keys=keys(ClientConfig),
             overrides=overrides,
         )
         if path is not None:
