@@ -95,6 +95,8 @@ class Connection:
         while True:
             end = buffer.find(b"\r\n\r\n", self._at, self._end)
             if end < 0:
+                if self._end - self._at > MAX_HEAD_BYTES:
+                    raise self._protocol(f"a head of more than {MAX_HEAD_BYTES} bytes")
                 self._fill(_FIRST_RECEIVE)
                 continue
             try:
@@ -219,8 +221,6 @@ class Connection:
             self._at = self._end = 0
         elif self._end + count > _BUFFER_BYTES:
             held = self._end - self._at
-            if held > MAX_HEAD_BYTES:
-                raise self._protocol(f"a head of more than {MAX_HEAD_BYTES} bytes")
             self._buffer[:held] = self._buffer[self._at : self._end]
             self._at, self._end = 0, held
         self._end += self._receive(self._view[self._end : self._end + count], 0)
