@@ -104,7 +104,7 @@ class KaraTree(ChainedFileSystem):
         """Of an instance: the name of a path in any spelling, or of a list of them."""
         if isinstance(path, list):
             return [self._strip(item) for item in path]
-        return self._names.strip(stringify_path(path))
+        return self._names.name(stringify_path(path))
 
     def unstrip_protocol(self, name: str) -> str:
         """The url that `fsspec.open` takes, with the same options, for a name or path."""

@@ -37,10 +37,10 @@ def strip_kara(path: str) -> str:
     What fsspec's class-level `_strip_protocol` must be: "" for a bare `kara://`, which is how
     fsspec recognises a chained url and puts the store's path there instead.
     """
-    if path.startswith("kara::"):
-        path = path[len("kara::") :]
-    elif path.startswith("kara://"):
-        path = path[len("kara://") :]
+    for prefix in ("kara://::", "kara::", "kara://"):
+        if path.startswith(prefix):
+            path = path[len(prefix) :]
+            break
     if scheme_of(path):
         return _without_slash(path)
     return path.strip("/")
@@ -76,8 +76,8 @@ class NameSpace:
         if self.scheme is not None:
             object.__setattr__(self, "scheme", _canonical(self.scheme))
 
-    def strip(self, path: str) -> str:
-        """The name for any spelling of it; strip(strip(x)) == strip(x).
+    def name(self, path: str) -> str:
+        """The name for any spelling of it; name(name(x)) == name(x).
 
         Raises ValueError for a url of a store that a chained filesystem does not lead to.
         """
@@ -86,12 +86,12 @@ class NameSpace:
         if self.scheme is None:
             return path if scheme is None else _url(path)
         if scheme is None:
-            return self._name(path)
+            return self._spelled(path)
         if scheme != self.scheme and not {scheme, self.scheme} <= _WHOLE:
             raise ValueError(f"{path!r}: this filesystem was made for {self.scheme}:// urls")
         if scheme in _WHOLE:
             return _url(path)
-        return self._name(_split(path)[1])
+        return self._spelled(_split(path)[1])
 
     def url(self, name: str) -> str | None:
         """The store's url of a name, None where the name is a kara path."""
@@ -121,7 +121,7 @@ class NameSpace:
     def root(self) -> str:
         return "/" if self.scheme in _ROOTED else ""
 
-    def _name(self, path: str) -> str:
+    def _spelled(self, path: str) -> str:
         path = path.strip("/")
         if self.scheme in _WHOLE:
             return f"{self.scheme}://{path}"
