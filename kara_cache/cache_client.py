@@ -13,7 +13,7 @@ from typing import Any
 from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientCounts, ClientMetrics
 from kara_cache.cluster import Cluster
-from kara_cache.config import SYSTEM_CA, ClientConfig
+from kara_cache.config import ClientConfig
 from kara_cache.credentials import ClientTls, authorization
 from kara_cache.errors import CacheError, UnderStoreError, WorkerUnavailable
 from kara_cache.failover import Failover, Fallback
@@ -22,6 +22,7 @@ from kara_cache.file_writes import CacheWriter, FileWrites
 from kara_cache.listing import Listing
 from kara_cache.local_pages import LocalPages
 from kara_cache.membership.base import Membership, MembershipView
+from kara_cache.membership.configured import membership_of
 from kara_cache.metrics_push import MetricsPush
 from kara_cache.mount import Mount, MountTable, normalize_path
 from kara_cache.process_events import tell_at_exit, watch
@@ -320,31 +321,6 @@ class CacheClient:
     def at_exit(self) -> None:
         if self._push.due_at:
             self._push.push()
-
-
-def membership_of(config: ClientConfig) -> Membership:
-    """The source of members that the configuration names."""
-    if config.worker_hosts:
-        from kara_cache.membership.static import StaticMembership
-
-        return StaticMembership([str(endpoint) for endpoint in config.worker_endpoints])
-    if not config.etcd.hosts:
-        from kara_cache.local_worker import LocalMembership
-
-        return LocalMembership()
-    from kara_cache.membership.etcd import EtcdClient, TlsFiles
-    from kara_cache.membership.etcd_membership import EtcdMembership
-
-    etcd, scheme = config.etcd, "https" if config.etcd.tls.enabled else "http"
-    ca = "" if etcd.tls.ca == SYSTEM_CA else etcd.tls.ca
-    client = EtcdClient(
-        [f"{scheme}://{endpoint}" for endpoint in etcd.endpoints],
-        username=etcd.username,
-        password=etcd.password.reveal() if etcd.password is not None else "",
-        tls=TlsFiles(ca, etcd.tls.cert, etcd.tls.key, etcd.tls.verify_hostname),
-        connect_timeout_s=config.connect_timeout_s,
-    )
-    return EtcdMembership(client, config.cluster_name, state_dir=config.state_path)
 
 
 def _rebuild(config: ClientConfig, membership: Membership | None, fallback: Fallback | None) -> CacheClient:

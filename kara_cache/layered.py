@@ -74,6 +74,7 @@ def layered(
     env: Mapping[str, str],
     prefix: str = "KARA_",
     other_keys: Collection[str] = (),
+    flags: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> T:
     """An instance of `cls` from all layers.
@@ -82,6 +83,7 @@ def layered(
         file: TOML; `section` is the table to read, `other_sections` the ones that may stand beside it.
         env: usually `os.environ`; `prefix` + the key in capitals is looked up.
         other_keys: of another program that reads the same environment: no misspellings of ours.
+        flags: by flat key, as text of a command line.
         overrides: by flat key, or a group's name with a mapping or an instance; None means not given.
 
     Raises:
@@ -97,6 +99,9 @@ def layered(
                 raise ConfigError(f"{name!r} in {file}: unknown section{_nearest(name, known)}")
         values |= _from_mapping(cls, leaves, document.get(section, {}), f"[{section}] in {file}")
     values |= _from_env(leaves, env, prefix, other_keys)
+    values |= {
+        key: _convert(leaves[key], text, "flag", from_text=True) for key, text in (flags or {}).items()
+    }
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     values |= _from_mapping(cls, leaves, given, "argument")
     return _assemble(cls, (), values, leaves.values())

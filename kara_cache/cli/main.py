@@ -14,6 +14,7 @@ from kara_cache.cli import commands
 from kara_cache.cli.exit_code import ExitCode, exit_code
 from kara_cache.config import ClientConfig
 from kara_cache.errors import ConfigError
+from kara_cache.secret_ref import refuse_literal_secrets
 
 _EXAMPLES = """\
 PATH is /mount/rest, kara://mount/rest, or the url of a store (oss://endpoint/bucket/key, s3://bucket/key,
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             worker_hosts=options.worker_hosts,
             token=_reference(options.token),
         )
-        attachment = Attachment(config, store_options=_store_options(options.store_option))
+        attachment = Attachment(config, stores=_store_options(options.store_option))
         try:
             options.run(attachment, options)
         finally:
@@ -79,13 +80,16 @@ def _reference(token: str | None) -> str | None:
     return token
 
 
-def _store_options(pairs: Sequence[str]) -> dict[str, str]:
-    options = {}
+def _store_options(pairs: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`--store-option s3.endpoint_url=...`: by scheme."""
+    options: dict[str, dict[str, str]] = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--store-option {pair!r}: want KEY=VALUE")
-        options[key] = value
+        where, equals, value = pair.partition("=")
+        scheme, dot, key = where.partition(".")
+        if not equals or not dot:
+            raise ConfigError(f"--store-option {where!r}: want SCHEME.KEY=VALUE")
+        refuse_literal_secrets({key: value}, f"--store-option {where}")
+        options.setdefault(scheme, {})[key] = value
     return options
 
 
@@ -159,7 +163,7 @@ def _connection(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--worker-hosts", metavar="H:P,H:P")
     group.add_argument("--token", metavar="REF", help="env:NAME or file:/path")
     group.add_argument(
-        "--store-option", metavar="KEY=REF", action="append", default=[],
+        "--store-option", metavar="SCHEME.KEY=REF", action="append", default=[],
         help="for urls without a cluster; secrets as env:NAME or file:/path",
     )  # fmt: skip
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kara_cache.config import SYSTEM_CA, ClientConfig, EtcdConfig
+from kara_cache.config import SYSTEM_CA, ClientConfig, EtcdConfig, TlsConfig
 from kara_cache.membership.base import Membership
 from kara_cache.membership.static import StaticMembership
 
 if TYPE_CHECKING:
-    from kara_cache.membership.etcd import EtcdClient
+    from kara_cache.membership.etcd import EtcdClient, TlsFiles
 
 
-def membership(config: ClientConfig) -> Membership:
+def membership_of(config: ClientConfig) -> Membership:
     """etcd's if there are hosts, else the fixed list, else this user's private worker.
 
     Each is imported where it is used: a client with a fixed list loads no etcd client.
@@ -20,7 +20,8 @@ def membership(config: ClientConfig) -> Membership:
     if config.etcd.hosts:
         from kara_cache.membership.etcd_membership import EtcdMembership
 
-        return EtcdMembership(etcd_client(config.etcd), config.cluster_name, state_dir=config.state_path)
+        client = etcd_client(config.etcd, connect_timeout_s=config.connect_timeout_s)
+        return EtcdMembership(client, config.cluster_name, state_dir=config.state_path)
     if config.worker_hosts:
         return StaticMembership([str(endpoint) for endpoint in config.worker_endpoints])
     from kara_cache.local_worker import LocalMembership
@@ -28,15 +29,22 @@ def membership(config: ClientConfig) -> Membership:
     return LocalMembership()
 
 
-def etcd_client(config: EtcdConfig) -> EtcdClient:
+def etcd_client(config: EtcdConfig, *, connect_timeout_s: float = 2.0) -> EtcdClient:
     """A client for the configured etcd; connects when it is first used."""
-    from kara_cache.membership.etcd import EtcdClient, TlsFiles
+    from kara_cache.membership.etcd import EtcdClient
 
     tls = config.tls
-    files = TlsFiles("" if tls.ca == SYSTEM_CA else tls.ca, tls.cert, tls.key) if tls.enabled else None
+    files = _files(tls) if tls.enabled else None
     return EtcdClient(
         [f"{'https' if files else 'http'}://{endpoint}" for endpoint in config.endpoints],
         username=config.username,
         password=config.password.reveal() if config.password is not None else "",
         tls=files,
+        connect_timeout_s=connect_timeout_s,
     )
+
+
+def _files(tls: TlsConfig) -> TlsFiles:
+    from kara_cache.membership.etcd import TlsFiles
+
+    return TlsFiles("" if tls.ca == SYSTEM_CA else tls.ca, tls.cert, tls.key, tls.verify_hostname)

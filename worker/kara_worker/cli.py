@@ -45,7 +45,8 @@ exit status: 0 drained and stopped, 1 failed, 6 bad configuration
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
-        config = WorkerConfig.load(file=options.config, **_overrides(options))
+        mounts = _mounts(options.mount, options.mount_option)
+        config = WorkerConfig.load(file=options.config, flags=_flags(options), mounts=mounts)
         if options.detach:
             return detached(options.log_file, lambda: _run(config, options))
         return _run(config, options)
@@ -71,20 +72,21 @@ def _run(config: WorkerConfig, options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+def _flags(options: argparse.Namespace) -> dict[str, str]:
+    """What was given, as text by key of the configuration."""
     flags = {key: getattr(options, key, None) for key in keys(WorkerConfig)}
-    given = {key: value for key, value in flags.items() if value is not None}
-    for key in given:
-        if is_secret_key(key):
-            refuse_literal_secrets({key: given[key]}, f"--{key.replace('_', '-')}")
-    if options.mount:
-        given["mounts"] = _mounts(options.mount, options.mount_option)
-    elif options.mount_option:
-        raise ConfigError("--mount-option without --mount: mounts of a file take their options there")
+    given = {key: str(value) for key, value in flags.items() if value is not None}
+    refuse_literal_secrets(
+        {key: text for key, text in given.items() if is_secret_key(key)}, "the command line"
+    )
     return given
 
 
-def _mounts(texts: Sequence[str], option_texts: Sequence[str]) -> MountTable:
+def _mounts(texts: Sequence[str], option_texts: Sequence[str]) -> MountTable | None:
+    if not texts:
+        if option_texts:
+            raise ConfigError("--mount-option without --mount: mounts of a file take their options there")
+        return None
     settings: dict[str, dict[str, Any]] = {Mount.parse(text).name: {} for text in texts}
     for text in option_texts:
         where, equals, value = text.partition("=")

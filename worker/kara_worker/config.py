@@ -181,6 +181,7 @@ class WorkerConfig:
         file: str | Path | None = None,
         env: Mapping[str, str] | None = None,
         statvfs: Statvfs = os.statvfs,
+        flags: Mapping[str, str] | None = None,
         **overrides: Any,
     ) -> WorkerConfig:
         """Defaults < [worker] and [mounts.NAME] of the file (or of KARA_CONFIG) < KARA_... < `overrides`.
@@ -198,6 +199,7 @@ class WorkerConfig:
             env=variables,
             other_keys=keys(ClientConfig),
             overrides=overrides,
+            flags=flags,
         )
         if path is not None:
             config = replace(config, mounts=overlay(mounts_in(path), config.mounts))

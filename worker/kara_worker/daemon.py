@@ -78,9 +78,6 @@ class WorkerDaemon:
         config = self._config
         store = config.store
         directories = [Path(directory) for directory in store.page_dirs]
-        locks = [stack.enter_context(DirectoryLock(directory)) for directory in directories]
-        self._fingerprint = locks[0].fingerprint
-        self.identity = load_or_create_identity(directories[0])
         self._pages = FilePageStore(
             directories,
             capacity_bytes=store.capacity_bytes,
@@ -90,6 +87,9 @@ class WorkerDaemon:
             low_watermark=store.low_watermark,
         )
         stack.callback(self._pages.close)
+        # the store has claimed and locked the directories, or refused them with nothing touched
+        self._fingerprint = stack.enter_context(DirectoryLock(directories[0])).fingerprint
+        self.identity = load_or_create_identity(directories[0])
         self._stores = MountedStores(config.mounts, self._metrics)
         stack.callback(self._stores.close)
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="call")

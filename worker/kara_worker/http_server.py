@@ -16,7 +16,7 @@ import ssl
 import struct
 import time
 from collections import deque
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from kara_cache.errors import FormatError
 from kara_cache.wire import MAX_HEAD_BYTES
@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
         self.close_after = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self.transport = transport
         sock = transport.get_extra_info("socket")
         self.local = sock.family == socket.AF_UNIX

@@ -1,0 +1,201 @@
+"""Workers broken for real while they are read from: right bytes, counted under the right reason."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from main_job import PAGE, client_of, cluster_on, content, data_gets, owner, page_files, read_all, store_of
+from services import require_root
+
+from kara_cache.cache_client import CacheClient
+from kara_cache.page import HEADER_BYTES
+from kara_worker.testing.cluster import LocalCluster
+from kara_worker.testing.rude_http_server import RudeHttpServer
+
+DATA = content("file", 5 * PAGE + 1234)
+PATH = "/web/file"
+Cluster = tuple[LocalCluster, CacheClient, RudeHttpServer]
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Cluster]:
+    with store_of(file=DATA) as store, cluster_on(store, tmp_path) as cluster:
+        with client_of(cluster, stall_timeout_s=1.0, connect_timeout_s=1.0) as client:
+            assert read_all(client, PATH) == DATA
+            yield cluster, client, store
+
+
+def fallbacks(client: CacheClient) -> dict[str, int]:
+    return dict(client.metrics.snapshot().fallbacks)
+
+
+def test_sigkill(running: Cluster) -> None:
+    cluster, client, _ = running
+    owner(cluster, client, PATH).kill()
+    assert read_all(client, PATH) == DATA
+    assert set(fallbacks(client)) <= {"refused", "reset"}
+    assert fallbacks(client)
+
+
+def test_sigkill_in_the_middle_of_an_open_file(running: Cluster) -> None:
+    cluster, client, _ = running
+    victim = owner(cluster, client, PATH)
+    info = client.info(PATH)
+    data = bytearray(info.size)
+    for start in range(0, info.size, 100_000):
+        view = memoryview(data)[start : start + 100_000]
+        if start == 2_000_000:
+            victim.kill()
+        assert client.read_into(info, start, view) == len(view)
+    assert bytes(data) == DATA
+    assert set(fallbacks(client)) <= {"refused", "reset"}
+    assert fallbacks(client)
+
+
+def test_sigstop(running: Cluster) -> None:
+    cluster, client, _ = running
+    victim = owner(cluster, client, PATH)
+    info = client.info(PATH)
+    victim.pause()
+    try:
+        assert client.read(info, 0, info.size) == DATA
+    finally:
+        victim.resume()
+    assert set(fallbacks(client)) == {"timeout"}
+
+
+def test_every_worker_gone_and_no_store_of_ones_own(running: Cluster) -> None:
+    cluster, client, _ = running
+    info = client.info(PATH)
+    for worker in cluster.workers:
+        worker.kill()
+    with pytest.raises(Exception, match="refused") as caught:
+        client.read(info, 0, 10)
+    assert type(caught.value).__name__ == "WorkerUnavailable"
+    assert PATH in str(caught.value)
+
+
+def test_drained_worker_answers_or_sends_elsewhere(running: Cluster) -> None:
+    cluster, client, _ = running
+    assert owner(cluster, client, PATH).stop() == 0
+    assert read_all(client, PATH) == DATA
+    assert set(fallbacks(client)) <= {"refused", "reset", "busy"}
+
+
+def flip(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 0x10]))
+
+
+def cut(path: Path, size: int) -> None:
+    os.truncate(path, size)
+
+
+REGIONS: dict[str, Callable[[Path], None]] = {
+    "header magic": lambda path: flip(path, 0),
+    "header file id": lambda path: flip(path, 20),
+    "header index": lambda path: flip(path, 33),
+    "header page sum": lambda path: flip(path, 49),
+    "header length": lambda path: flip(path, 57),
+    "header block sums": lambda path: flip(path, 80),
+    "header checksum": lambda path: flip(path, HEADER_BYTES - 1),
+    "data first byte": lambda path: flip(path, HEADER_BYTES),
+    "data middle": lambda path: flip(path, HEADER_BYTES + 500_000),
+    "data last byte": lambda path: flip(path, path.stat().st_size - 1),
+    "truncated in data": lambda path: cut(path, HEADER_BYTES + 4096),
+    "truncated in header": lambda path: cut(path, 100),
+    "empty": lambda path: cut(path, 0),
+}
+
+
+def everywhere(cluster: LocalCluster, damage: Callable[[Path], None]) -> int:
+    """Damages every page while no worker runs, so that none has one open; then starts them again."""
+    for worker in cluster.workers:
+        worker.stop()
+    pages = [page for worker in cluster.workers for page in page_files(worker)]
+    for page in pages:
+        damage(page)
+    for worker in cluster.workers:
+        worker.start()
+    return len(pages)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("piece", [PAGE, 4096 * 25], ids=["whole pages", "parts of pages"])
+def test_corrupt_page(tmp_path: Path, region: str, piece: int) -> None:
+    with store_of(file=DATA) as store, cluster_on(store, tmp_path, workers=1) as cluster:
+        with client_of(cluster) as client:
+            assert read_all(client, PATH) == DATA
+        assert everywhere(cluster, REGIONS[region]) == 6
+        before = data_gets(store)
+        with client_of(cluster) as client:
+            # one worker and no store of its own: a detour leads back to the worker, which must have healed
+            assert read_all(client, PATH, piece) == DATA
+            assert set(fallbacks(client)) <= {"corrupt"}
+        assert data_gets(store) > before
+        healed = data_gets(store)
+        with client_of(cluster) as client:
+            assert read_all(client, PATH, piece) == DATA
+            assert fallbacks(client) == {}
+        assert data_gets(store) == healed
+        assert cluster.total("kara_worker_corrupt_pages_total") >= 1
+
+
+def test_page_file_swapped_with_another_files(tmp_path: Path) -> None:
+    other = content("other", PAGE)
+    with store_of(a=DATA[:PAGE], b=other) as store, cluster_on(store, tmp_path, workers=1) as cluster:
+        with client_of(cluster) as client:
+            assert (read_all(client, "/web/a"), read_all(client, "/web/b")) == (DATA[:PAGE], other)
+        worker = cluster.workers[0]
+        worker.stop()
+        first, second = page_files(worker)
+        aside = first.with_name("aside")
+        first.rename(aside)
+        second.rename(first)
+        aside.rename(second)
+        worker.start()
+        with client_of(cluster) as client:
+            assert (read_all(client, "/web/a"), read_all(client, "/web/b")) == (DATA[:PAGE], other)
+        assert cluster.total('kara_worker_corrupt_pages_total{where="identity"}') == 2
+
+
+def test_restart_keeps_pages_and_comes_back_elsewhere(running: Cluster) -> None:
+    cluster, client, store = running
+    before = data_gets(store)
+    ports = {worker.port for worker in cluster.workers}
+    for worker in cluster.workers:
+        worker.kill()
+        worker.start()
+    assert ports != {worker.port for worker in cluster.workers}
+    # a static list knows addresses only: a client with the new list finds the pages where they were
+    with client_of(cluster) as moved:
+        pages = sum(len(page_files(worker)) for worker in cluster.workers)
+        assert read_all(moved, PATH) == DATA
+    assert pages == 6
+    assert data_gets(store) - before <= 6
+
+
+@pytest.mark.fault
+def test_full_disk(tmp_path: Path) -> None:
+    require_root()
+    pages = tmp_path / "worker-0" / "pages"
+    pages.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=700", "tmpfs", str(pages)], check=True)
+    try:
+        with store_of(file=DATA) as store:
+            with cluster_on(store, tmp_path, workers=1, capacity_bytes="4300000") as cluster:
+                with client_of(cluster) as client:
+                    for _ in range(2):
+                        assert read_all(client, PATH) == DATA
+                    assert fallbacks(client) == {}
+                rejected = cluster.total("kara_worker_rejections_total")
+                assert rejected >= 1
+    finally:
+        subprocess.run(["umount", "-l", str(pages)], check=True)
