@@ -171,7 +171,7 @@ class SequentialReader:
             self._window = after_read(self._window, start, stop, shared.window_bytes)
             if not self._chunks and not self._window.ahead:
                 return
-            self._drop_outdated()
+            self._drop_outdated(start)
             held = [(chunk.start, chunk.stop) for chunk in self._chunks]
             for at, to in wanted(self._window, start, stop, self.file.size, held):
                 buffer = shared.buffers.take(max(self._window.chunk_bytes, to - at))
@@ -278,10 +278,10 @@ class SequentialReader:
                 self._changed.notify_all()
                 self._release_if_unused(chunk)
 
-    def _drop_outdated(self) -> None:
+    def _drop_outdated(self, at: int) -> None:
         kept = []
         for chunk in self._chunks:
-            if outdated(self._window, chunk.start, chunk.stop):
+            if outdated(self._window, at, chunk.start, chunk.stop):
                 self._drop(chunk)
             else:
                 kept.append(chunk)

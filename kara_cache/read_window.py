@@ -74,8 +74,11 @@ def wanted(
         at = max(at, held_stop)
 
 
-def outdated(window: Window, start: int, stop: int) -> bool:
-    """Whether the chunk [start, stop) can go: left more than a unit behind, or out of reach ahead."""
+def outdated(window: Window, at: int, start: int, stop: int) -> bool:
+    """Whether the chunk [start, stop) can go when a read begins at `at`.
+
+    It can when it lies more than a unit behind, or out of reach ahead.
+    """
     if not window.ahead:
         return True
-    return stop + UNIT_BYTES <= window.position or start > window.position + 2 * window.ahead
+    return stop + UNIT_BYTES <= at or start > window.position + 2 * window.ahead
