@@ -25,6 +25,7 @@ from kara_cache.membership.base import Membership, MembershipView
 from kara_cache.membership.configured import membership_of
 from kara_cache.metrics_push import MetricsPush
 from kara_cache.mount import Mount, MountTable, normalize_path
+from kara_cache.page_buffers import aligned_memory
 from kara_cache.process_events import tell_at_exit, watch
 from kara_cache.range_reads import RangeReads
 from kara_cache.read_ahead import ReadAhead, SequentialReader
@@ -130,9 +131,9 @@ class CacheClient:
 
     def read(self, file: FileInfo, start: int, length: int) -> bytes:
         """Bytes [start, start + length), fewer only at the end of the file."""
-        buffer = bytearray(max(0, min(length, file.size - start)))
-        self.read_into(file, start, buffer)
-        return bytes(buffer)
+        memory = aligned_memory(max(0, min(length, file.size - start)))
+        self.read_into(file, start, memory)
+        return bytes(memory)
 
     def read_ranges(self, ranges: Sequence[tuple[FileInfo, int, int]]) -> builtins.list[memoryview]:
         """The bytes of each (file, start, length) in this order, with one request to each worker.
