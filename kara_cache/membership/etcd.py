@@ -15,10 +15,12 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import requests
+import requests.adapters
 import urllib3.exceptions
 
 from kara_cache.errors import ConfigError, MembershipError
@@ -56,6 +58,7 @@ class TlsFiles:
     ca: str = ""  # who may have signed the servers' certificates; "" means the system's authorities
     cert: str = ""  # our certificate, where etcd asks for one; see the module about its CommonName
     key: str = ""
+    verify_hostname: bool = True  # False: who signed a certificate is checked, not whose name is in it
 
 
 class EtcdClient:
@@ -72,11 +75,12 @@ class EtcdClient:
         endpoints: str | Sequence[str],
         *,
         username: str = "",
-        password: str = "",
+        password: str | Callable[[], str] = "",
         tls: TlsFiles | None = None,
         connect_timeout_s: float = 2.0,
         timeout_s: float = 5.0,
     ) -> None:
+        """A function as `password` is asked for each new token, so that a rotated one takes effect."""
         if bool(username) != bool(password):
             raise ConfigError("etcd_username and etcd_password go together: only one of them is set")
         self._endpoints = list(parse_endpoints(endpoints))
@@ -195,9 +199,15 @@ class EtcdClient:
         if not self._username:
             return {}
         if not self._token:
-            who = {"name": self._username, "password": self._password}
+            who = {"name": self._username, "password": self._reveal()}
             self._token = str(self._exchange(endpoint, "/v3/auth/authenticate", who, deadline, {})["token"])
         return {"Authorization": self._token}
+
+    def _reveal(self) -> str:
+        try:
+            return self._password() if callable(self._password) else self._password
+        except ConfigError as exc:  # its file is gone, say: as lasting as a wrong password
+            raise Refused(f"etcd_password: {exc}", 0) from None
 
     def _exchange(
         self, endpoint: str, path: str, body: JsonObject, deadline: float, headers: dict[str, str]
@@ -237,11 +247,18 @@ class EtcdClient:
         session = requests.Session()
         session.trust_env = False
         session.verify = self._tls.ca or True
+        if not self._tls.verify_hostname:
+            session.mount("https://", _AnyHostname())
         if self._tls.cert:
             session.cert = (self._tls.cert, self._tls.key) if self._tls.key else self._tls.cert
         session.headers["Content-Type"] = "application/json"
         self._http = (pid, session)
         return session
+
+
+class _AnyHostname(requests.adapters.HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # Any: passed on as requests gave them
+        super().init_poolmanager(*args, **kwargs, assert_hostname=False)
 
 
 class Watch:

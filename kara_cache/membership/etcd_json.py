@@ -10,13 +10,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
+from kara_cache.config import DEFAULT_ETCD_PORT
+from kara_cache.endpoint import Endpoint
 from kara_cache.errors import ConfigError
 
 JsonObject = dict[str, Any]  # decoded JSON: its shape is etcd's and is read field by field
-
-DEFAULT_PORT = 2379
 
 # gRPC codes (https://grpc.io/docs/guides/status-codes/) after which another endpoint may do better:
 # etcd answers them while it starts or stops, has no leader or is too slow.
@@ -186,7 +185,8 @@ def decode_answer(status: int, raw: bytes) -> JsonObject:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise Unreachable(f"status {status} without a JSON object: is this etcd's client port?")
+        shown = raw[:200].decode("ascii", "replace").strip()
+        raise Unreachable(f"status {status} and no JSON object (is this etcd's client port?): {shown!r}")
     if status == 200 and "error" not in answer:
         return answer
     message, code = error_of(answer)
@@ -204,7 +204,7 @@ def error_of(answer: JsonObject) -> tuple[str, int]:
 
 
 def parse_endpoints(
-    hosts: str | Sequence[str], *, port: int = DEFAULT_PORT, tls: bool = False
+    hosts: str | Sequence[str], *, port: int = DEFAULT_ETCD_PORT, tls: bool = False
 ) -> tuple[str, ...]:
     """URLs of "h1,h2:2379,[::1]:2379,https://h3" or a list of such; `port` and `tls` fill in what is missing.
 
@@ -219,16 +219,13 @@ def parse_endpoints(
 
 
 def _endpoint_url(item: str, port: int, tls: bool) -> str:
-    split = urlsplit(item if "://" in item else f"{'https' if tls else 'http'}://{item}")
-    if "@" in split.netloc:  # not repeated in the message
+    scheme, _, address = item.rpartition("://")
+    if "@" in address:  # not repeated in the message
         raise ConfigError("an etcd endpoint holds a user: give etcd_username and etcd_password instead")
-    try:
-        host, named_port = split.hostname, split.port
-    except ValueError as exc:
-        raise ConfigError(f"etcd endpoint {item!r}: {exc}") from None
-    extra = (
-        split.path not in ("", "/") or split.query or split.fragment or not item.isprintable() or " " in item
-    )
-    if split.scheme not in ("http", "https") or not host or extra:
+    if scheme not in ("", "http", "https"):
         raise ConfigError(f"etcd endpoint {item!r}: want host, host:port or http(s)://host:port")
-    return f"{split.scheme}://{f'[{host}]' if ':' in host else host}:{named_port or port}"
+    try:
+        endpoint = Endpoint.parse(address.removesuffix("/"), port)
+    except ConfigError as exc:
+        raise ConfigError(f"etcd endpoint {item!r}: {exc}") from None
+    return f"{scheme or ('https' if tls else 'http')}://{endpoint}"

@@ -24,7 +24,7 @@ IDLE_TIMEOUT_S = 30.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 5.0
 
-_NOBODY = MembershipView((), 0, "etcd")
+_NOBODY = MembershipView((), 0, "disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,11 @@ class EtcdMembership:
             if not follower.changed.wait_for(lambda: predicate(follower.view), timeout_s):
                 raise TimeoutError(f"not so within {timeout_s:g} s, the last view is {follower.view}")
             return follower.view
+
+    @property
+    def endpoint(self) -> str:
+        """The etcd that is being followed."""
+        return self._client.endpoint
 
     def stats(self) -> MembershipStats:
         follower = self._follower
@@ -222,7 +227,7 @@ class _Follower:
 
     def _publish(self) -> None:
         before, workers = self.view, self._roster.workers()
-        if workers == before.workers and before.source == "etcd" and self.settled.is_set():
+        if workers == before.workers and before.source == "etcd":
             return
         revision = self._roster.revision
         if revision <= before.revision:

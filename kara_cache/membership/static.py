@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
+from kara_cache.endpoint import Endpoint
 from kara_cache.errors import ConfigError
 from kara_cache.membership.base import MembershipView, WorkerInfo
 
@@ -20,10 +20,10 @@ class StaticMembership:
 
     def __init__(self, worker_hosts: str | Sequence[str]) -> None:
         items = worker_hosts.split(",") if isinstance(worker_hosts, str) else worker_hosts
-        workers = [_worker(item.strip()) for item in items if item.strip()]
-        ids = [worker.id for worker in workers]
-        if len(set(ids)) < len(ids):
-            raise ConfigError(f"worker_hosts names a worker twice: got {', '.join(ids)}")
+        endpoints = [Endpoint.parse(item) for item in items if item.strip()]
+        if len(set(endpoints)) < len(endpoints):
+            raise ConfigError(f"worker_hosts names a worker twice: got {', '.join(map(str, endpoints))}")
+        workers = [WorkerInfo(id=str(place), host=place.host, port=place.port) for place in endpoints]
         self._view = MembershipView(tuple(sorted(workers, key=lambda worker: worker.id)), 0, "static")
 
     def __repr__(self) -> str:
@@ -34,14 +34,3 @@ class StaticMembership:
 
     def close(self) -> None:
         pass
-
-
-def _worker(item: str) -> WorkerInfo:
-    split = urlsplit(f"//{item}")
-    try:
-        host, port = split.hostname, split.port
-    except ValueError as exc:
-        raise ConfigError(f"worker_hosts: {item!r}: {exc}") from None
-    if not host or not port or split.netloc != item or "@" in item or not host.isprintable() or " " in host:
-        raise ConfigError(f"worker_hosts: want host:port, got {item!r}")
-    return WorkerInfo(id=f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host=host, port=port)

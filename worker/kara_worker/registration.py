@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import random
 import threading
 import time
@@ -76,7 +77,7 @@ class Registration:
         cluster: str,
         info: WorkerInfo,
         *,
-        lease_ttl_s: int = 15,
+        lease_ttl_s: float = 15,
         passive_grace_s: float = 600.0,
         directory: str = "",
         alluxio_port: int = 0,
@@ -84,8 +85,9 @@ class Registration:
     ) -> None:
         """
         Args:
-            lease_ttl_s: after so long without a renewal clients skip the worker; whole seconds. 15 is
-                Alluxio's `worker.failure.detection.timeout`.
+            lease_ttl_s: after so long without a renewal clients skip the worker; rounded up to whole
+                seconds, of which etcd gives 2 or more with its usual election timeout. 15 is Alluxio's
+                `worker.failure.detection.timeout`.
             passive_grace_s: how long a worker whose lease ended keeps its place in the table. 600: a
                 node's reboot or a slow rolling restart must not move data.
             directory: `DirectoryLock.fingerprint`; with "" the record of another instance is always
@@ -93,16 +95,16 @@ class Registration:
             alluxio_port: where Alluxio clients find `/v1/*`; 0 means `info.port`.
             on_change: called in the background thread after each change of `lease_state`.
         """
-        if lease_ttl_s < 1 or lease_ttl_s != int(lease_ttl_s):
-            raise ValueError(f"lease_ttl_s: want whole seconds, at least 1, got {lease_ttl_s}")
+        if lease_ttl_s <= 0:
+            raise ValueError(f"lease_ttl_s: want more than 0, got {lease_ttl_s}")
         self._client = client
         self._live_key = live_prefix(cluster) + info.id
         self._member_key = member_prefix(cluster) + info.id
-        self._ttl_s = int(lease_ttl_s)
+        self._ttl_s = math.ceil(lease_ttl_s)
         self._record = LiveRecord(info, uuid.uuid4().hex, directory, alluxio_port)
         encode_live(self._record)  # refuses a bad id here rather than in the thread
         self._on_change = on_change
-        sweep_s = min(2.0 * lease_ttl_s, passive_grace_s / 4)
+        sweep_s = min(2.0 * self._ttl_s, passive_grace_s / 4)
         self._janitor = Janitor(client, cluster, grace_s=passive_grace_s, every_s=sweep_s)
         self._lease: Lease | None = None
         self._witness: LeaseWitness | None = None
@@ -267,9 +269,11 @@ class Registration:
         if self._stopping or (current is not None and not self._may_replace(current)):
             return
         lease = Lease(self._client, self._ttl_s)
-        put = Put(self._live_key, encode_live(self._record), lease.id)
+        record = self._record
         unchanged = Unchanged(self._live_key, current.mod_revision if current else 0)
-        if not self._client.txn([unchanged], then=[put]).succeeded:
+        live = Put(self._live_key, encode_live(record), lease.id)
+        place = Put(self._member_key, encode_member(MemberRecord(record.info)))
+        if not self._client.txn([unchanged], then=[live, place]).succeeded:
             lease.revoke()
             raise MembershipError(f"{self._live_key} was written by another process just now")
         self._witness = None
@@ -277,7 +281,7 @@ class Registration:
             self._conflict = None
         self._leases += 1
         self._lease = lease
-        info = self._record.info
+        info = record.info
         logger.info("worker %s registered at %s:%d, lease %x", info.id, info.host, info.port, lease.id)
         self._note_state()
 
