@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from kara_cache.client_metrics import ClientMetrics
 from kara_cache.cluster import Cluster, Table
-from kara_cache.errors import CacheError, StaleVersion, UnderStoreError, WorkerUnavailable
+from kara_cache.errors import CacheError, PageCorrupt, StaleVersion, UnderStoreError, WorkerUnavailable
 from kara_cache.ufs.base import UnderStore
 from kara_cache.worker_client import WorkerClient
 
@@ -119,6 +119,9 @@ class Failover:
             except (CacheError, UnderStoreError) as exc:
                 detours.note(worker.id, exc)
                 self.failed(worker, exc)
+                if isinstance(exc, PageCorrupt):
+                    # it was told and drops the page: in the end it may be asked again
+                    detours.asked.discard(worker.id)
                 if detours.exhausted or monotonic() >= deadline:
                     break
             else:

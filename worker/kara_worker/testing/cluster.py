@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +160,7 @@ class LocalCluster:
     ) -> None:
         self._own_directory = tempfile.TemporaryDirectory(prefix="kara-") if directory is None else None
         self.directory = Path(self._own_directory.name) if self._own_directory else Path(str(directory))
+        self._sockets = Path(tempfile.mkdtemp(prefix="kara-s-"))  # a socket's path has at most 107 bytes
         self.etcd = etcd
         self.cluster_name = str(settings.setdefault("cluster_name", "local"))
         settings.setdefault("capacity_bytes", "1GiB")
@@ -180,7 +182,7 @@ class LocalCluster:
     ) -> WorkerProcess:
         home = self.directory / f"worker-{number}"
         home.mkdir(parents=True, exist_ok=True)
-        table = {"page_dirs": [str(home / "pages")], "socket_dir": str(home / "s"), **settings}
+        table = {"page_dirs": [str(home / "pages")], "socket_dir": str(self._sockets / str(number)), **settings}
         config = home / "worker.toml"
         config.write_text(_toml(table, mounts))
         return WorkerProcess(home, ["--config", str(config)], environment)
@@ -229,6 +231,7 @@ class LocalCluster:
     def close(self) -> None:
         for worker in self.workers:
             worker.kill()
+        shutil.rmtree(self._sockets, ignore_errors=True)
         if self._own_directory is not None:
             self._own_directory.cleanup()
 
