@@ -33,9 +33,8 @@ def mounted(directory: Path, *, workers: int = 1, **settings: Any) -> Iterator[M
     """Real workers; `directory` is made where it is missing."""
     data = directory / "data"
     data.mkdir(parents=True)
-    with LocalCluster(
-        workers, mounts={"data": f"file://{data}"}, directory=directory / "cluster", **settings
-    ) as cluster:
+    # in a directory of its own, because a socket's path holds no more than 107 bytes
+    with LocalCluster(workers, mounts={"data": f"file://{data}"}, **settings) as cluster:
         found = Mounted(cluster, data)
         try:
             yield found

@@ -18,7 +18,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     (directory / "disk").mkdir()
     mounts = {"disk": f"file://{directory}/disk", "memory": "memory://store"}
     # one worker, because the store in memory is in its memory
-    with LocalCluster(1, mounts=mounts, directory=directory / "cluster") as running:
+    with LocalCluster(1, mounts=mounts) as running:
         yield running
         KaraFileSystem(**running.client_options).close()
 
