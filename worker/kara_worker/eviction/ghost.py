@@ -25,17 +25,17 @@ class GhostList:
     large the data set is. What was decided for them is applied to the rest at the same rate.
     """
 
-    __slots__ = ("_below", "_credit", "_limit", "_rate", "_used")
+    __slots__ = ("_below", "_credit", "_limit", "_rate", "used")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._below = 1 << _KEY_BITS
-        self._used: dict[int, int] = {}
+        self.used: dict[int, int] = {}  # when each was used last, by key
         self._rate = 0.0
         self._credit = 0.0
 
     def __len__(self) -> int:
-        return len(self._used)
+        return len(self.used)
 
     @property
     def sampled(self) -> float:
@@ -50,29 +50,29 @@ class GhostList:
         key = page_key(page)
         if key >= self._below:
             return None
-        at = self._used.get(key)
-        self._used[key] = stamp
+        at = self.used.get(key)
+        self.used[key] = stamp
         return math.inf if at is None else now - at
 
     def remember(self, page: PageId, used_at: int) -> None:
         """A page that has left."""
         if (key := page_key(page)) < self._below:
-            self._used[key] = used_at
+            self.used[key] = used_at
 
     def forget(self, page: PageId) -> None:
         """A page that has come in."""
-        self._used.pop(page_key(page), None)
+        self.used.pop(page_key(page), None)
 
     def prune(self, oldest: int) -> None:
         """Keeps within the limit: drops pages used before request `oldest`, then makes the sample smaller."""
-        if len(self._used) <= self._limit:
+        if len(self.used) <= self._limit:
             return
-        self._used = {key: at for key, at in self._used.items() if at >= oldest}
-        if len(self._used) * 4 < self._limit:
+        self.used = {key: at for key, at in self.used.items() if at >= oldest}
+        if len(self.used) * 4 < self._limit:
             self._below = min(self._below * 2, 1 << _KEY_BITS)
-        while len(self._used) * 4 > self._limit * 3:
+        while len(self.used) * 4 > self._limit * 3:
             self._below = self._below * 3 // 4
-            self._used = {key: at for key, at in self._used.items() if key < self._below}
+            self.used = {key: at for key, at in self.used.items() if key < self._below}
 
     def record(self, admitted: bool) -> None:
         """What was decided for a page in the sample."""

@@ -209,11 +209,12 @@ class Guard:
     def track(self, page: PageId, size: int, group: str) -> None:
         if page in self._pages:
             return
-        own = self._groups.get(group) if self._asked == page else None
-        if own is None:
+        own = self._groups.get(group)
+        if own is None or self._asked != page:
             own = self._request(group)
         self._asked = None
-        own.ghosts.forget(page)
+        if own.ghosts.used:
+            own.ghosts.forget(page)
         own.pages += 1
         own.bytes += size
         self._bytes += size

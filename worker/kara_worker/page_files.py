@@ -1,0 +1,240 @@
+"""The page files of a store over all its directories: the I/O half. The books are kept in `PageSpace`."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import islice
+
+from kara_cache.checksum import checksum
+from kara_cache.errors import ConfigError
+from kara_cache.page import PageHeader, PageId
+from kara_worker.page_directory import PageDirectory, is_full
+from kara_worker.page_file import (
+    SHARDS,
+    OpenPage,
+    PageDamaged,
+    PageEntry,
+    PageNames,
+    check_data,
+    open_page,
+    page_name,
+    shard_of,
+)
+from kara_worker.page_index import Placed
+from kara_worker.page_space import PageSpace
+
+log = logging.getLogger(__name__)
+
+_LEAST_FREE_BYTES = 64 << 20
+_LEAST_FREE_PART = 100  # one of so many bytes of a file system stays free: ext4 and xfs slow down when full
+_FOUND_BATCH = 512  # found pages that enter the books under one lock: about 1 ms
+_NOT_THE_PAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class PageFiles:
+    """Thread-safe. Faults of a disk end here: counted, the page or the whole directory forgotten."""
+
+    def __init__(
+        self,
+        roots: Sequence[str | os.PathLike[str]],
+        page_bytes: int,
+        space: PageSpace,
+        *,
+        min_free_bytes: int | None,
+        on_failure: Callable[[], None],
+    ) -> None:
+        """Raises ConfigError. `on_failure` is called when a directory goes out of use."""
+        self._page_bytes = page_bytes
+        self._space = space
+        self._min_free_bytes = min_free_bytes
+        self._on_failure = on_failure
+        self._locks = [threading.Lock() for _ in range(SHARDS)]  # a shard's renames, unlinks and listing
+        self._forgetting = threading.Lock()  # guards _forgotten
+        self._forgotten: set[int] = set()  # directories out of use
+        self.directories = [
+            PageDirectory(root, number=number, page_bytes=page_bytes) for number, root in enumerate(roots)
+        ]
+        self._names = [PageNames(number, page_bytes) for number in range(len(roots))]
+        try:
+            for directory in self.directories:
+                directory.open()
+        except ConfigError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Gives up the locks of the directories."""
+        for directory in self.directories:
+            directory.close()
+
+    @property
+    def unlisted(self) -> bool:
+        """Whether there may be pages that are not in the books yet."""
+        return any(directory.unlisted for directory in self.directories)
+
+    def find(self, page: PageId) -> PageEntry | None:
+        """The page's entry; lists the page's shard where that has not been done."""
+        entry = self._space.find(page)
+        if entry is None and self.unlisted:
+            self.list_shard(shard_of(page))
+            entry = self._space.find(page)
+        return entry
+
+    def list_shard(self, shard: int) -> None:
+        """Puts what is in these directories (one in 256) into the books. Does nothing the second time."""
+        with self._locks[shard]:
+            for directory in self.directories:
+                if shard in directory.unlisted:
+                    self._list(directory, shard)
+                    directory.unlisted.discard(shard)
+
+    def _list(self, directory: PageDirectory, shard: int) -> None:
+        parse = self._names[directory.number].parse
+        try:
+            found = filter(None, map(parse, directory.list(shard)))
+        except OSError as exc:
+            self._failed(directory, exc)
+            return
+        while batch := list(islice(found, _FOUND_BATCH)):
+            for page, entry in self._space.add_found(batch):
+                with suppress(OSError):
+                    os.unlink(directory.path(shard, page_name(page, entry)))
+
+    def open(self, page: PageId, entry: PageEntry, *, whole: bool = False) -> OpenPage | None:
+        """The page, its header checked, with `whole` also its data; None, and dropped, if that fails."""
+        directory = self.directories[entry.directory]
+        path = directory.path(shard_of(page), page_name(page, entry))
+        try:
+            try:
+                stored = open_page(path, page, entry, self._page_bytes)
+            except OSError as exc:
+                if exc.errno not in _NOT_THE_PAGE or not self._space.close_half():
+                    raise
+                stored = open_page(path, page, entry, self._page_bytes)
+            if whole:
+                check_data(stored)
+        except PageDamaged as exc:
+            log.warning("dropped a page: %s", exc)
+            if self.drop(page, "corrupt", entry=entry):
+                self._space.damaged(exc.where)
+            return None
+        except FileNotFoundError:
+            self.drop(page, "lost", entry=entry)
+            return None
+        except OSError as exc:
+            self._failed(directory, exc)
+            if exc.errno not in _NOT_THE_PAGE:
+                self.drop(page, "lost", entry=entry)
+            return None
+        directory.worked()
+        return stored
+
+    def choose(self, page: PageId, size: int, *, spare: bool = True) -> PageDirectory | None:
+        """Where a new page goes: by rendezvous hashing, weighted by the size of the file systems, among
+        those that have room, by default beyond the bytes that are to stay free; None if none has."""
+        usable = [directory for directory in self.directories if directory.usable]
+        if len(usable) > 1:
+            usable.sort(key=lambda directory: _score(page, directory))
+        for directory in usable:
+            least = self._min_free_bytes if spare else 0
+            if least is None:
+                least = max(_LEAST_FREE_BYTES, directory.total_bytes // _LEAST_FREE_PART)
+            if directory.free_bytes() >= least + size:
+                return directory
+        return None
+
+    def write(self, directory: PageDirectory, header: PageHeader, data: memoryview, entry: PageEntry) -> bool:
+        """Writes a page whose bytes are reserved: in the books afterwards, or released and not on disk."""
+        page, shard, kept = header.page, shard_of(header.page), False
+        try:
+            temporary = directory.write(shard, header.encode(), data)
+            try:
+                with self._locks[shard]:
+                    if here := self._space.find(page) is not None:
+                        return here
+                    os.rename(temporary, directory.path(shard, page_name(page, entry)))
+                    self._space.add(page, entry, header.path)
+                    kept = True
+            finally:
+                if not kept:
+                    os.unlink(temporary)
+        except OSError as exc:
+            self._space.reject("full" if is_full(exc) else "disk_error")
+            self._failed(directory, exc)
+            return False
+        finally:
+            if not kept:
+                self._space.release(entry.size)
+        directory.worked()
+        return True
+
+    def drop(self, page: PageId, reason: str, *, entry: PageEntry | None = None) -> int:
+        """Bytes that were freed; 0 if the page is not there, or not that one any more."""
+        taken = self._space.take(page, reason, entry=entry)
+        if taken is None:
+            return 0
+        self.unlink([(page, taken)])
+        return taken.size
+
+    def unlink(self, victims: Iterable[Placed]) -> None:
+        """Removes the files of pages that have left the books, and then counts their bytes as free."""
+        for page, entry in victims:
+            directory, shard = self.directories[entry.directory], shard_of(page)
+            try:
+                with self._locks[shard]:
+                    # the same page may have come back under the same name, and so have replaced this file
+                    if directory.usable and self._space.find(page) != entry:
+                        os.unlink(directory.path(shard, page_name(page, entry)))
+            except FileNotFoundError:
+                pass
+            except OSError as exc:
+                self._failed(directory, exc)
+            finally:
+                self._space.release(entry.size)
+
+    def _failed(self, directory: PageDirectory, error: OSError) -> None:
+        if not is_full(error):
+            self._space.disk_error()
+            log.warning("page directory %s: %s", directory.root, error)
+        if not directory.failed(error):
+            return
+        with self._forgetting:
+            if directory.number in self._forgotten:
+                return
+            self._forgotten.add(directory.number)
+        count = self._space.forget_directory(directory.number)
+        log.error("page directory %s: out of use with %d pages: %s", directory.root, count, error)
+        self._on_failure()
+        if directory.is_gone():  # most likely wiped by hand: go on with an empty one at once
+            self.revive()
+
+    def revive(self) -> int:
+        """Tries the directories that are out of use; the number of those that serve again, pages and all."""
+        with self._forgetting:
+            numbers = sorted(self._forgotten)
+        revived = 0
+        for directory in (self.directories[number] for number in numbers):
+            try:
+                directory.open()
+            except ConfigError as exc:
+                log.debug("still out of use: %s", exc)
+                continue
+            with self._forgetting:
+                self._forgotten.discard(directory.number)
+            for shard in range(SHARDS):
+                self.list_shard(shard)
+            log.info("page directory %s: in use again", directory.root)
+            revived += 1
+        return revived
+
+
+def _score(page: PageId, directory: PageDirectory) -> float:
+    """Lowest wins; probability in proportion to `total_bytes` (weighted rendezvous hashing)."""
+    drawn = checksum(b"%b%d/%d" % (page.file_id, page.index, directory.number))
+    return -math.log((drawn + 1) / (1 << 64)) / directory.total_bytes

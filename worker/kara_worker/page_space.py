@@ -1,0 +1,212 @@
+"""The books of a page store: what is here, how much it takes, what may come in, what must go. No I/O."""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from kara_cache.page import PageId
+from kara_worker.eviction.base import EvictionPolicy
+from kara_worker.open_pages import OpenPages
+from kara_worker.page_file import FoundPage, PageEntry
+from kara_worker.page_index import PageIndex, Placed
+from kara_worker.page_store import StoredPage, StoreStats
+
+
+class Verdict(enum.Enum):
+    HERE = "the page is stored already"
+    RESERVED = "its bytes are set aside: write it, then `add` or `release`"
+    EVICT = "unlink the victims, `release` them, ask again"
+    POLICY = "the policy keeps what is here"
+    FULL = "no room, and nothing to evict"
+
+
+class Reservation(NamedTuple):
+    verdict: Verdict
+    admitted: bool | None  # what the policy said; None while it was not asked
+    victims: Sequence[Placed] = ()
+
+
+class PageSpace:
+    """Thread-safe. `bytes` counts files from before they are written until after they are unlinked, so
+    that what is on disk never exceeds it; it never exceeds the capacity, except by pages that an
+    earlier process with a larger capacity left, until they are evicted.
+
+    Whatever leaves the set of open pages is let go of after the lock was released, because that is
+    when descriptors are closed.
+    """
+
+    def __init__(
+        self, capacity_bytes: int, policy: EvictionPolicy, open_pages: OpenPages, *, high: float, low: float
+    ) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.bytes = 0
+        self._high_bytes = int(capacity_bytes * high)
+        self._low_bytes = int(capacity_bytes * low)
+        self._lock = threading.Lock()  # guards everything here; nothing is read or written under it
+        self._index = PageIndex()
+        self._policy = policy
+        self._open = open_pages
+        self._evictions: Counter[str] = Counter()
+        self._rejections: Counter[str] = Counter()
+        self._corrupt: Counter[str] = Counter()
+        self._disk_errors = 0
+
+    def peek(self, page: PageId) -> StoredPage | None:
+        """A page that is open; a use."""
+        with self._lock:
+            stored = self._open.get(page)
+            if stored is not None:
+                self._policy.touch(page)
+            return stored
+
+    def find(self, page: PageId) -> PageEntry | None:
+        with self._lock:
+            return self._index.get(page)
+
+    def keep_open(self, page: PageId, entry: PageEntry, stored: StoredPage) -> None:
+        """A page that has just been opened; a use."""
+        with self._lock:
+            closing = None
+            if self._index.get(page) is entry:
+                closing = self._open.add(page, stored)
+                self._policy.touch(page)
+        del closing
+
+    def close_half(self) -> int:
+        with self._lock:
+            closing = self._open.take_half()
+        return len(closing)
+
+    def close_all(self) -> None:
+        with self._lock:
+            closing = self._open.take_all()
+        del closing
+
+    def reserve(
+        self, page: PageId, size: int, group: str, *, disk_full: bool, admitted: bool | None
+    ) -> Reservation:
+        """Asks for `size` bytes. `admitted` is None at first, then what the last answer said."""
+        with self._lock:
+            if self._index.get(page) is not None:
+                return Reservation(Verdict.HERE, admitted)
+            over = self.bytes + size - self.capacity_bytes
+            if admitted is None and (disk_full or self.bytes + size > self._high_bytes):
+                admitted = self._policy.admit(page, size, group)
+            if over <= 0 and not disk_full:
+                self.bytes += size
+                return Reservation(Verdict.RESERVED, admitted)
+            if not admitted:
+                return Reservation(Verdict.POLICY, admitted)
+            victims, closing = self._choose_victims(max(over, 0) or size)
+        del closing
+        return Reservation(Verdict.EVICT if victims else Verdict.FULL, admitted, victims)
+
+    def add_found(self, found: Iterable[FoundPage]) -> list[Placed]:
+        """Pages of an earlier process. Returns what is not needed: second files of one page."""
+        with self._lock:
+            new, spare = self._index.add_found(found)
+            for page, entry in new:
+                self.bytes += entry.size
+                self._policy.track(page, entry.size, entry.group)
+        return spare
+
+    def add(self, page: PageId, entry: PageEntry, path: str) -> None:
+        """The page is in its place; its bytes were reserved, and it is not in the books yet."""
+        with self._lock:
+            page = self._index.add(page, entry, path)
+            self._policy.track(page, entry.size, entry.group)
+
+    def release(self, size: int) -> None:
+        """Bytes that are not on disk, or not any more."""
+        with self._lock:
+            self.bytes -= size
+
+    def take(self, page: PageId, reason: str, *, entry: PageEntry | None = None) -> PageEntry | None:
+        """The page leaves: unlink it, then `release`. With `entry` only if it still is that one."""
+        with self._lock:
+            known = self._index.get(page)
+            if known is None or (entry is not None and known is not entry):
+                return None
+            self._index.pop(page)
+            self._policy.forget(page)
+            closing = self._open.pop(page)
+            self._evictions[reason] += 1
+        del closing
+        return known
+
+    def take_ahead(self, limit: int) -> list[Placed]:
+        """At most `limit` victims on the way to the low watermark, while the policy can spare them."""
+        with self._lock:
+            if self.bytes <= self._low_bytes:
+                return []
+            if self.bytes <= self.capacity_bytes and not self._policy.expendable():
+                return []
+            victims, closing = self._choose_victims(self.bytes - self._low_bytes, limit)
+        del closing
+        return victims
+
+    def _choose_victims(
+        self, need: int, limit: int = 1 << 30
+    ) -> tuple[list[Placed], list[StoredPage | None]]:
+        victims: list[Placed] = []
+        closing: list[StoredPage | None] = []
+        while need > 0 and len(victims) < limit and (page := self._policy.evict()) is not None:
+            entry = self._index.pop(page)
+            assert entry is not None, f"the policy knew {page}, the index did not"
+            victims.append((page, entry))
+            closing.append(self._open.pop(page))
+            need -= entry.size
+        self._evictions["capacity"] += len(victims)
+        return victims, closing
+
+    def forget_directory(self, number: int) -> int:
+        """The pages of a directory whose disk failed, which cannot be unlinked; their number."""
+        with self._lock:
+            pages = self._index.pages_in(number)
+            closing = [self._open.pop(page) for page in pages]
+            for page in pages:
+                self._policy.forget(page)
+                entry = self._index.pop(page)
+                assert entry is not None
+                self.bytes -= entry.size
+            self._evictions["lost"] += len(pages)
+        del closing
+        return len(pages)
+
+    @property
+    def index(self) -> PageIndex:
+        """For looking through all pages without the lock: what it gives may be out of date at once."""
+        return self._index
+
+    @property
+    def crowded(self) -> bool:
+        return self.bytes > self._high_bytes
+
+    def reject(self, reason: str) -> None:
+        with self._lock:
+            self._rejections[reason] += 1
+
+    def damaged(self, where: str) -> None:
+        with self._lock:
+            self._corrupt[where] += 1
+
+    def disk_error(self) -> None:
+        with self._lock:
+            self._disk_errors += 1
+
+    def stats(self, *, loading: bool) -> StoreStats:
+        with self._lock:
+            return StoreStats(
+                pages=len(self._index),
+                bytes=self.bytes,
+                capacity_bytes=self.capacity_bytes,
+                evictions=dict(self._evictions),
+                rejections=dict(self._rejections),
+                corrupt=dict(self._corrupt),
+                disk_errors=self._disk_errors,
+                loading=loading,
+            )
