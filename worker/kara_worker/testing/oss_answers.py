@@ -338,12 +338,14 @@ def _limit(text: str) -> int:
 
 
 def _token_of(name: str) -> str:
-    return base64.urlsafe_b64encode(name.encode()).decode()
+    """Of characters that no encoding touches: clients of S3 do not decode it, those of OSS do."""
+    return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")
 
 
 def _name_of(token: str) -> str:
     try:
-        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+        padded = token.encode() + b"=" * (-len(token) % 4)
+        return base64.b64decode(padded, altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
         raise OssRefused(400, "InvalidArgument", f"no continuation token: {token}") from None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -34,8 +35,10 @@ class OssListener(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, port: int, site: OssServer) -> None:
+    def __init__(self, port: int, site: OssServer, tls: ssl.SSLContext | None) -> None:
         self.site = site
+        self.accepted = 0
+        self._tls = tls
         self._lock = threading.Lock()  # guards _open
         self._open: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), OssRequestHandler)
@@ -43,6 +46,9 @@ class OssListener(ThreadingHTTPServer):
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
         connection, address = self.socket.accept()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.accepted += 1
+        if self._tls is not None:  # the handshake is for the connection's own thread
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         with self._lock:
             self._open.add(connection)
         return connection, address
@@ -54,7 +60,7 @@ class OssListener(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that go away are part of the tests; anything else is a bug and is shown."""
-        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError | ssl.SSLError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     def hang_up(self) -> None:
@@ -72,6 +78,7 @@ class OssServer:
         public_buckets: readable without a signature, as with the ACL public-read.
         check_if_match: False plays a store that ignores If-Match.
         directory: objects are kept there and found again by the next server.
+        tls: serves https with it.
         log_file: gets one JSON line a request; `requests` then stays empty.
     """
 
@@ -87,6 +94,7 @@ class OssServer:
         check_if_match: bool = True,
         directory: Path | None = None,
         port: int = 0,
+        tls: ssl.SSLContext | None = None,
         log_file: TextIO | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -98,11 +106,12 @@ class OssServer:
         self.faults = FaultScript()
         self.requests = RequestLog(log_file)
         self.closing = threading.Event()
+        self._scheme = "http" if tls is None else "https"
         for name in buckets:
             self.objects.create_bucket(name)
         for name in public_buckets:
             self.objects.create_bucket(name, public_read=True)
-        self._listener = OssListener(port, self)
+        self._listener = OssListener(port, self, tls)
         self._thread = threading.Thread(
             target=self._listener.serve_forever, args=(0.05,), name="oss-server", daemon=True
         )
@@ -115,7 +124,12 @@ class OssServer:
 
     @property
     def endpoint(self) -> str:
-        return f"http://{self.host}"
+        return f"{self._scheme}://{self.host}"
+
+    @property
+    def connections(self) -> int:
+        """Accepted so far: a client that reuses its own needs few."""
+        return self._listener.accepted
 
     def close(self) -> None:
         if self.closing.is_set():
