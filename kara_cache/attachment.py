@@ -65,6 +65,14 @@ class Attachment:
             self._ask_again = monotonic() + self.config.suspect_s
             return self._own_path(url)
 
+    def know_mounts(self) -> None:
+        """So that the store of a kara path is known when no worker can say."""
+        if self._given_options and not self._mounts and monotonic() >= self._ask_again:
+            try:
+                self._mounts = self._mounts_of_cluster()
+            except CacheError:
+                self._ask_again = monotonic() + self.config.suspect_s
+
     def close(self) -> None:
         """Closes the client; the next use makes a new one."""
         client = self._client.pop("client", None)
@@ -83,8 +91,11 @@ class Attachment:
         try:
             return self._mounts.from_url(url)
         except ValueError:  # a ConfigError is one: the operator may have added a mount since
-            self._mounts = MountTable(Mount(mount["name"], mount["url"]) for mount in self.client.mounts())
+            self._mounts = self._mounts_of_cluster()
             return self._mounts.from_url(url)
+
+    def _mounts_of_cluster(self) -> MountTable:
+        return MountTable(Mount(mount["name"], mount["url"]) for mount in self.client.mounts())
 
     def _private_path(self, url: str) -> str:
         revision = self.client.workers().revision

@@ -65,6 +65,7 @@ class KaraTree(ChainedFileSystem):
         )
         self._names = NameSpace(target_protocol)
         stores = {key: options.pop(key) for key in list(options) if _is_of_a_store(key, options[key])}
+        stores.pop("hf", None)  # datasets hands its hub's options to every filesystem
         if self._names.scheme is not None:
             stores[self._names.scheme] = target_options or {}
         config = ClientConfig.load(**options)
@@ -117,7 +118,10 @@ class KaraTree(ChainedFileSystem):
         """The full path above the mount table, which is what the CLI, logs and errors speak of."""
         name = self._strip(path)
         url = self._names.url(name)
-        return f"/{name}" if url is None else self._attachment.kara_path(url)
+        if url is not None:
+            return self._attachment.kara_path(url)
+        self._attachment.know_mounts()
+        return f"/{name}"
 
     def entry(self, file: FileInfo, name: str) -> dict[str, Any]:
         """fsspec's dict of one file: `mtime` and `created` in seconds since the epoch.
@@ -147,7 +151,8 @@ class KaraTree(ChainedFileSystem):
         name = self._strip(path)
         entries = None if refresh else self.dircache.get(name)
         if entries is None:
-            entries = list(self._listing(name, recursive=False))
+            base = self.kara_path(name)
+            entries = [self.entry(file, rebase(file.path, base, name)) for file in self.client.list(base)]
             if [entry["name"] for entry in entries] != [name]:
                 self.dircache[name] = entries
         return [dict(entry) for entry in entries] if detail else [entry["name"] for entry in entries]
@@ -169,9 +174,12 @@ class KaraTree(ChainedFileSystem):
         if maxdepth is not None or self.dircache.use_listings_cache or (withdirs and empty_dirs):
             return super().find(path, maxdepth, withdirs, detail, refresh=refresh)
         name = self._strip(path)
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError):  # nothing there is nothing found, as in fsspec
-            found = {entry["name"]: entry for entry in self._listing(name, recursive=True)}
+            base = self.kara_path(name)
+            for file in self.client.list(base, recursive=True):
+                named = rebase(file.path, base, name)
+                found[named] = self.entry(file, named) if detail else None  # a million names are enough
         if withdirs:
             for directory in {above for file in found for above in self._above(file, name)}:
                 found[directory] = {"name": directory, "size": 0, "type": "directory"}
@@ -288,11 +296,6 @@ class KaraTree(ChainedFileSystem):
         for listed in list(self.dircache):
             if listed in stale or listed.startswith(name + "/"):
                 self.dircache.pop(listed, None)
-
-    def _listing(self, name: str, *, recursive: bool) -> Iterator[dict[str, Any]]:
-        base = self.kara_path(name)
-        for file in self.client.list(base, recursive=recursive):
-            yield self.entry(file, rebase(file.path, base, name))
 
     def _above(self, name: str, top: str) -> Iterator[str]:
         """The directories that `name` is in, innermost first, down to and with `top`."""

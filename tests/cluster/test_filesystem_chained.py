@@ -75,6 +75,15 @@ def test_a_worker_that_dies_in_the_middle_costs_nothing(kara: Mounted) -> None:
     fs.close()
 
 
+def test_options_of_a_store_serve_kara_paths_as_well(kara: Mounted) -> None:
+    (kara.directory / "a.bin").write_bytes(CONTENT)
+    fs = kara.filesystem(file={})
+    assert fs.cat_file("data/a.bin", 0, 10) == CONTENT[:10]
+    kara.cluster.workers[0].kill()
+    assert fs.cat("data/a.bin") == CONTENT
+    fs.close()
+
+
 def test_a_cluster_that_comes_back_is_used_again_also_by_open_files(kara: Mounted) -> None:
     (kara.directory / "a.bin").write_bytes(CONTENT)
     options = kara.options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,6 +38,17 @@ def test_reads_and_listings(fs: KaraFileSystem, tmp_path: Path) -> None:
         assert file.read() == b"one\ntwo\n"
     with pytest.raises(FileNotFoundError):
         fs.cat(f"{tmp_path}/none")
+
+
+@pytest.mark.parametrize("outer", ["simplecache", "filecache", "zip://a"])
+def test_other_filesystems_on_top(fs: KaraFileSystem, tmp_path: Path, outer: str) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a", b"content")
+    path = tmp_path / ("a.zip" if outer == "zip://a" else "a")
+    options = {key: value for key, value in fs.storage_options.items() if key != "target_protocol"}
+    with fsspec.open(f"{outer}::kara::file://{path}", kara=options) as file:
+        assert file.read() == b"content"
 
 
 def test_writes(fs: KaraFileSystem, tmp_path: Path) -> None:
