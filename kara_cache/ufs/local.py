@@ -192,27 +192,30 @@ class LocalStore:
         return False
 
     def _stat_batch(self, path: str, names: _Names) -> _Found:
-        """What is readable of these children; not what is gone, special or leads out of the root."""
+        """These children, but not what is gone meanwhile, special, or a link that leads nowhere or out."""
         prefix = path + "/" if path else ""
         found: _Found = []
         with self._root.entry(path) as entry:
             fd = entry.open(os.O_RDONLY | os.O_DIRECTORY)
         try:
             for name in names:
-                with suppress(FileNotFoundError, PermissionError, NotADirectoryError):
-                    status = self._stat_child(fd, prefix + name)
-                    if (info := file_info(prefix + name, status)) is not None:
-                        found.append((info, (status.st_dev, status.st_ino)))
+                status = self._stat_child(fd, prefix + name)
+                if status is None:
+                    continue
+                if (info := file_info(prefix + name, status)) is not None:
+                    found.append((info, (status.st_dev, status.st_ino)))
         finally:
             os.close(fd)
         return found
 
-    def _stat_child(self, directory: int, path: str) -> os.stat_result:
-        status = os.stat(path.rpartition("/")[2], dir_fd=directory, follow_symlinks=False)
-        if stat.S_ISLNK(status.st_mode):
-            with self._root.entry(path) as target:
+    def _stat_child(self, directory: int, path: str) -> os.stat_result | None:
+        with suppress(FileNotFoundError):
+            status = os.stat(path.rpartition("/")[2], dir_fd=directory, follow_symlinks=False)
+            if not stat.S_ISLNK(status.st_mode):
+                return status
+            with suppress(PermissionError, NotADirectoryError), self._root.entry(path) as target:
                 return target.stat()
-        return status
+        return None
 
 
 def _read_open_file(

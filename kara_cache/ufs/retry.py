@@ -20,6 +20,17 @@ BASE_DELAY_S = 0.05  # about a round trip to another region
 MAX_DELAY_S = 5.0  # a server that asks for a longer Retry-After is down for this call
 
 
+class TryAgain(Exception):
+    """An attempt failed in a way that the next one may not: reset, timeout, 5xx, throttled, a lie.
+
+    Never leaves a store: `Attempts.wait_or_raise` makes an UnderStoreError of the last one.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s  # as the server asked
+
+
 class RetryBudget:
     """Tokens shared by all calls of one store in one process. Thread-safe."""
 
@@ -69,23 +80,23 @@ class Attempts:
     def remaining_s(self) -> float:
         return self.deadline - self._rule.clock()
 
-    def wait_or_raise(self, error: UnderStoreError, *, retry_after_s: float | None = None) -> None:
-        """Sleeps before the next attempt, or raises `error` with the reason why there is none."""
+    def wait_or_raise(self, failure: Exception, *, retry_after_s: float | None = None) -> None:
+        """Sleeps before the next attempt, or raises UnderStoreError: the failure and why this is the end."""
         self._failed += 1
         if self._failed > self._rule.retries:
-            self._give_up(error, "all failed")
+            self._give_up(failure, "all failed")
         ceiling = min(MAX_DELAY_S, BASE_DELAY_S * 2 ** (self._failed - 1))
         delay_s = random.uniform(0, ceiling)
         if retry_after_s is not None:
             if retry_after_s > MAX_DELAY_S:
-                self._give_up(error, f"it asked to wait {retry_after_s:g} s, limit {MAX_DELAY_S:g}")
+                self._give_up(failure, f"it asked to wait {retry_after_s:g} s, limit {MAX_DELAY_S:g}")
             delay_s += retry_after_s  # jitter on top: everybody was told the same number
         if delay_s >= self.remaining_s:
-            self._give_up(error, f"no time left of {self._rule.timeout_s:g} s")
+            self._give_up(failure, f"no time left of {self._rule.timeout_s:g} s")
         if not self._budget.spend():
-            self._give_up(error, "the store's retry budget is spent")
+            self._give_up(failure, "the store's retry budget is spent")
         self._rule.sleep(delay_s)
 
-    def _give_up(self, error: UnderStoreError, why: str) -> NoReturn:
+    def _give_up(self, failure: Exception, why: str) -> NoReturn:
         plural = "attempt" if self._failed == 1 else "attempts"
-        raise UnderStoreError(f"{error} ({self._failed} {plural}: {why})") from error.__cause__
+        raise UnderStoreError(f"{failure} ({self._failed} {plural}: {why})") from failure.__cause__

@@ -1,22 +1,27 @@
 """One factory for each kind of under store that the contract suite runs over.
 
 To add a kind: write a context manager that takes an empty directory and yields a `Site`, and name it
-in `STORES`. A kind that needs something which is not installed calls `pytest.skip` (or fails, where
-the environment variable CI is set: `require`).
+in `STORES`. A kind that needs something which may not be installed asks `services` for it.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import socket
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import services
 
 from kara_cache.ufs import UnderStore, open_store
 from kara_cache.ufs.memory import MemoryStore
+from kara_worker.testing.rude_http_server import RudeHttpServer
 
 SECRET = "hunter2"  # factories of stores with credentials put it in them: it must not show up anywhere
 
@@ -27,6 +32,7 @@ class Capabilities:
 
     writes: bool = True  # else every verb that changes something raises io.UnsupportedOperation
     appends: bool = False  # else open_writer(append=True) raises io.UnsupportedOperation
+    dot_names: bool = True  # are listed
     directories: bool = False  # empty ones exist, and no file has children; object stores have neither
 
 
@@ -46,14 +52,6 @@ class Site:
 
 
 Factory = Callable[[Path], AbstractContextManager[Site]]
-
-
-def require(found: bool, what: str) -> None:
-    """Skips at a desk, fails in CI: a suite that silently tests nothing is worse than none."""
-    if not found:
-        if os.environ.get("CI"):
-            pytest.fail(f"{what} is missing")
-        pytest.skip(f"{what} is missing")
 
 
 @contextmanager
@@ -91,8 +89,86 @@ def put_file(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+@contextmanager
+def http(root: Path) -> Iterator[Site]:
+    with RudeHttpServer() as server, closing(open_store(with_secret(server.url) + "/data")) as store:
+        yield Site(
+            "http",
+            store,
+            lambda path, data: server.put(f"data/{path}", data),
+            lambda path: server.delete(f"data/{path}"),
+            Capabilities(writes=False),
+            requests=lambda: len(server.requests),
+        )
+
+
+NGINX_CONF = """
+daemon off; master_process off; pid {root}/nginx.pid; error_log {root}/error.log;
+events {{ worker_connections 256; }}
+http {{
+    access_log {root}/access.log; client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;
+    fastcgi_temp_path {root}/fastcgi; uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;
+    server {{ listen 127.0.0.1:{port}; root {root}/files; autoindex on; }}
+}}
+"""
+
+
+@contextmanager
+def nginx(root: Path) -> Iterator[Site]:
+    """The web server that most HTTP mounts will meet, as it is out of the box."""
+    program, port = services.require("nginx"), services.free_port()
+    (root / "files" / "data").mkdir(parents=True)
+    (root / "nginx.conf").write_text(NGINX_CONF.format(root=root, port=port))
+    mtimes = itertools.count(1_600_000_000)  # nginx makes the ETag of whole seconds and the size
+
+    def put(path: str, data: bytes) -> None:
+        target = root / "files" / "data" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (root / "new").write_bytes(data)
+        os.utime(root / "new", (mtime := next(mtimes), mtime))
+        os.replace(root / "new", target)  # written in place, nginx would send old and new bytes mixed
+
+    def requests() -> int:
+        return len((root / "access.log").read_bytes().splitlines())
+
+    def delete(path: str) -> None:
+        (root / "files" / "data" / path).unlink()
+
+    command = [program, "-c", str(root / "nginx.conf"), "-e", str(root / "error.log")]
+    with serving(command, port), closing(open_store(f"http://127.0.0.1:{port}/data")) as store:
+        capabilities = Capabilities(writes=False, dot_names=False)
+        yield Site("nginx", store, put, delete, capabilities, requests=requests)
+
+
+@contextmanager
+def serving(command: list[str], port: int) -> Iterator[None]:
+    """A server process, from the moment its port answers."""
+    with subprocess.Popen(command) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while not listens(port):
+                assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
+                assert time.monotonic() < deadline, f"{command[0]} does not listen on {port}"
+                time.sleep(0.01)
+            yield
+        finally:
+            process.kill()
+            process.wait(timeout=10)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def with_secret(url: str) -> str:
+    return url.replace("://", f"://user:{SECRET}@")
+
+
 STORES: dict[str, Factory] = {
     "memory": memory,
     "local": local,
+    "http": http,
+    "nginx": nginx,
 }
 MARKS: dict[str, tuple[pytest.MarkDecorator, ...]] = {}

@@ -5,7 +5,7 @@ from contextlib import suppress
 import pytest
 
 from kara_cache.errors import UnderStoreError
-from kara_cache.ufs.retry import MAX_DELAY_S, Attempts, RetryBudget, RetryRule
+from kara_cache.ufs.retry import MAX_DELAY_S, Attempts, RetryBudget, RetryRule, TryAgain
 
 
 class Clock:
@@ -31,7 +31,7 @@ def clock() -> Clock:
 def fail_until_given_up(attempts: Attempts, **more: float) -> str:
     def fail() -> None:
         for _ in range(100):
-            attempts.wait_or_raise(UnderStoreError("GET x: 503"), **more)
+            attempts.wait_or_raise(TryAgain("GET x: 503"), **more)
 
     with pytest.raises(UnderStoreError) as caught:
         fail()
@@ -55,7 +55,7 @@ def test_deadline_counts_the_wait_to_come(clock: Clock) -> None:
 
 def test_retry_after_is_honoured_up_to_the_cap(clock: Clock) -> None:
     attempts = Attempts(clock.rule(), RetryBudget())
-    attempts.wait_or_raise(UnderStoreError("x"), retry_after_s=3.0)
+    attempts.wait_or_raise(TryAgain("x"), retry_after_s=3.0)
     assert 3.0 <= clock.slept_s[0] <= 3.1
     error = fail_until_given_up(attempts, retry_after_s=3600)
     assert "asked to wait 3600 s, limit 5" in error
@@ -66,7 +66,7 @@ def test_budget_lets_one_call_in_ten_retry(clock: Clock) -> None:
     budget = RetryBudget(reserve=5)
     for _ in range(1000):  # every first attempt fails, every second one works
         with suppress(UnderStoreError):
-            Attempts(clock.rule(), budget).wait_or_raise(UnderStoreError("x"))
+            Attempts(clock.rule(), budget).wait_or_raise(TryAgain("x"))
     assert 95 <= len(clock.slept_s) <= 106
     assert "budget is spent" in fail_until_given_up(Attempts(clock.rule(), RetryBudget(reserve=0)))
 
@@ -74,8 +74,8 @@ def test_budget_lets_one_call_in_ten_retry(clock: Clock) -> None:
 def test_cause_survives(clock: Clock) -> None:
     cause = ValueError("why")
     try:
-        raise UnderStoreError("broken") from cause
-    except UnderStoreError as error:
+        raise TryAgain("broken") from cause
+    except TryAgain as error:
         failure = error
     with pytest.raises(UnderStoreError, match="broken") as caught:
         Attempts(clock.rule(retries=0), RetryBudget()).wait_or_raise(failure)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+
+from kara_cache.ufs.address import AddressRefused, AddressRule
+
+NEVER = [
+    "169.254.169.254",  # AWS, GCP, Azure, OpenStack
+    "169.254.170.2",  # ECS
+    "100.100.100.200",  # Alibaba Cloud
+    "168.63.129.16",  # Azure
+    "fe80::1%eth0",
+    "fd00:ec2::254",
+    "fd20:ce::254",
+    "::ffff:169.254.169.254",
+    "64:ff9b::a9fe:a9fe",  # NAT64
+    "2002:a9fe:a9fe::1",  # 6to4
+    "224.0.0.1",
+    "ff02::1",
+]
+PRIVATE = [
+    "127.0.0.1",
+    "127.9.9.9",
+    "0.0.0.0",
+    "10.1.2.3",
+    "172.16.0.1",
+    "192.168.1.1",
+    "100.64.0.1",
+    "::1",
+    "::",
+    "fc00::1",
+    "::ffff:127.0.0.1",
+    "64:ff9b::7f00:1",
+    "2002:7f00:1::",
+    "255.255.255.255",
+]
+PUBLIC = ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+
+
+@pytest.mark.parametrize("address", NEVER)
+def test_never(address: str) -> None:
+    rule = AddressRule("home.test", allow_private=True)
+    for host in ("home.test", "elsewhere.test"):
+        with pytest.raises(AddressRefused, match="refused"):
+            rule.check(host, address)
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_private(address: str) -> None:
+    rule = AddressRule("home.test")
+    rule.check("HOME.test", address)  # an operator named it
+    with pytest.raises(AddressRefused, match="allow_private"):
+        rule.check("elsewhere.test", address)
+    AddressRule("home.test", allow_private=True).check("elsewhere.test", address)
+    rule.connected("home.test", address)  # a private home has private neighbours
+    rule.check("elsewhere.test", address)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public(address: str) -> None:
+    rule = AddressRule("home.test")
+    rule.check("home.test", address)
+    rule.check("elsewhere.test", address)
+
+
+def test_public_home_stays_public() -> None:
+    rule = AddressRule("home.test")
+    rule.connected("elsewhere.test", "10.0.0.1")
+    rule.connected("home.test", "8.8.8.8")
+    rule.connected("home.test", "10.0.0.1")
+    with pytest.raises(AddressRefused, match=r"10\.0\.0\.1"):
+        rule.check("home.test", "10.0.0.1")
+    rule.check("home.test", "8.8.4.4")
