@@ -134,8 +134,8 @@ class FileWrites:
         )
 
     def _upload_deadline(self, size: int) -> float:
-        """After which no further worker is tried: time for a slow store to take all of it once."""
-        return monotonic() + self._timeout_s + size / (1 << 20)
+        """After which no further worker is tried: one may have been silent, a slow store takes 1 MiB/s."""
+        return monotonic() + 2 * self._timeout_s + size / (1 << 20)
 
 
 def _chunks(spool: IO[bytes]) -> Iterator[bytes]:

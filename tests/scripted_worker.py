@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import struct
 import threading
 from collections import deque
@@ -204,7 +205,9 @@ class ScriptedWorker:
         identity: str = "w",
         page_bytes: int = 64 << 10,
         unix_dir: Path | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self.id = identity
         self.page_bytes = page_bytes
         self.files = {path: _File(data, f"v1-{len(data)}") for path, data in (files or {}).items()}
@@ -335,7 +338,10 @@ class ScriptedWorker:
             self._spawn(self._serve, sock)
 
     def _serve(self, sock: socket.socket) -> None:
+        reader = None
         try:
+            if self._tls is not None and sock.family == socket.AF_INET:
+                sock = self._wrapped(sock)
             reader = sock.makefile("rb")
             while (request := _read_request(reader, sock.family == socket.AF_UNIX)) is not None:
                 with self._lock:
@@ -351,10 +357,19 @@ class ScriptedWorker:
         except (OSError, ValueError):
             pass  # the peer is gone, or a behaviour ended the connection
         finally:
-            reader.close()
+            if reader is not None:
+                reader.close()
             with self._lock:
                 self._sockets.discard(sock)
             sock.close()
+
+    def _wrapped(self, sock: socket.socket) -> socket.socket:
+        assert self._tls is not None
+        wrapped = self._tls.wrap_socket(sock, server_side=True)
+        with self._lock:
+            self._sockets.discard(sock)
+            self._sockets.add(wrapped)
+        return wrapped
 
     # -- the protocol ------------------------------------------------------------------------------
 
