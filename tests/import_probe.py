@@ -105,7 +105,9 @@ def put_back(state: dict[str, Any]) -> None:
 
 def touches(event: str, args: tuple[Any, ...]) -> bool:
     if event == "open":
-        _, mode, flags = args
+        path, mode, flags = args
+        if "__pycache__" in str(path):  # the compiler's, and worth minutes on a machine that runs us first
+            return False
         return bool(flags & WRITING) or (isinstance(mode, str) and any(letter in mode for letter in "wax+"))
     return event.startswith(TOUCHING)
 

@@ -42,7 +42,7 @@ OPTIONAL = {
 
 def run(*command: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-B", *command], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, *command], capture_output=True, text=True, timeout=100, check=False
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
