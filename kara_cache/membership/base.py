@@ -1,4 +1,4 @@
-"""The port to membership: who serves, at what address, in what state. A hint with a revision, never a lock."""
+"""The port to membership: who serves, where, in what state. A hint with a revision, never a lock."""
 
 from __future__ import annotations
 
