@@ -1,8 +1,8 @@
 """Every error this project raises of its own accord.
 
     KaraError
-    ├── ConfigError          an option, mount or file is wrong: fix it and start again   (also ValueError)
-    ├── AccessDenied         a token is missing, wrong, expired, of another scope        (also PermissionError)
+    ├── ConfigError          an option, mount or file is wrong: fix it and start again  (also ValueError)
+    ├── AccessDenied         a token is missing, wrong, expired or of another scope     (also PermissionError)
     ├── CacheError           the cache could not answer: another owner or the store may
     │   ├── WorkerUnavailable    refused, reset, closed or silent
     │   ├── WorkerBusy           alive, but takes no new work (draining, queue full)
