@@ -11,6 +11,7 @@ import pytest
 
 from kara_cache.errors import UnderStoreError, WorkerUnavailable
 from kara_cache.filesystem import KaraFileSystem
+from kara_worker.testing.rude_http_server import RudeHttpServer, Rudeness
 
 
 @pytest.fixture
@@ -38,6 +39,57 @@ def test_reads_and_listings(fs: KaraFileSystem, tmp_path: Path) -> None:
         assert file.read() == b"one\ntwo\n"
     with pytest.raises(FileNotFoundError):
         fs.cat(f"{tmp_path}/none")
+
+
+@pytest.fixture
+def web(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[tuple[KaraFileSystem, RudeHttpServer]]:
+    fs = KaraFileSystem(
+        target_protocol="http",
+        target_options={"retries": 0},
+        worker_hosts=f"127.0.0.1:{free_port()}",
+        state_dir=str(tmp_path / "state"),
+    )
+    with RudeHttpServer({"d/a": b"a" * 10, "d/deep/b": b"b" * 10}) as server:
+        yield fs, server
+    fs.close()
+
+
+def test_one_range_that_fails_does_not_hide_the_others(web: tuple[KaraFileSystem, RudeHttpServer]) -> None:
+    fs, server = web
+    a, b = f"{server.url}/d/a", f"{server.url}/d/deep/b"
+    server.misbehave(Rudeness(), path="d/deep/b", times=1)  # it is found, and then
+    server.misbehave(Rudeness(status=403), path="d/deep/b")
+    first, denied, second = fs.cat_ranges([a, b, a], [0, 0, 5], [5, 5, 9])
+    assert (first, second) == (b"aaaaa", b"aaaa")
+    assert isinstance(denied, PermissionError)
+    with pytest.raises(PermissionError):
+        fs.cat_ranges([a, b], 0, 5, on_error="raise")
+
+
+def test_a_listing_with_holes_is_an_error(web: tuple[KaraFileSystem, RudeHttpServer]) -> None:
+    fs, server = web
+    assert fs.find(f"{server.url}/d", maxdepth=2) == [f"{server.url}/d/a", f"{server.url}/d/deep/b"]
+    server.misbehave(Rudeness(status=500), path="d/deep/")
+    for walk in (lambda: list(fs.walk(f"{server.url}/d")), lambda: fs.find(f"{server.url}/d", maxdepth=2)):
+        with pytest.raises(UnderStoreError):
+            walk()
+    errors: list[OSError] = []
+    assert len(list(fs.walk(f"{server.url}/d", on_error=errors.append))) == 1
+    assert len(errors) == 1
+    server.behave()
+    server.misbehave(Rudeness(status=403), path="d/deep/")
+    assert fs.find(f"{server.url}/d", maxdepth=2) == [f"{server.url}/d/a"]
+    with pytest.raises(PermissionError):
+        list(fs.walk(f"{server.url}/d", on_error="raise"))
+
+
+def test_dead_workers_are_not_asked_each_time(fs: KaraFileSystem, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    fs.cat(tmp_path / "a")
+    before = fs.client.metrics.fallbacks
+    for _ in range(5):
+        assert fs.cat(tmp_path / "a") == b"content"
+    assert fs.client.metrics.fallbacks == before
 
 
 @pytest.mark.parametrize("outer", ["simplecache", "filecache", "zip://a"])
