@@ -8,16 +8,24 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any, ClassVar
 
-from fsspec.implementations.chained import ChainedFileSystem
+import fsspec
 from fsspec.registry import known_implementations
+from fsspec.spec import AbstractFileSystem
 from fsspec.utils import stringify_path, tokenize
 
 from kara_cache.attachment import Attachment
 from kara_cache.cache_client import CacheClient
 from kara_cache.config import ClientConfig
-from kara_cache.errors import UnderStoreError
+from kara_cache.errors import ConfigError, UnderStoreError
 from kara_cache.kara_url import NameSpace, rebase, strip_kara
 from kara_cache.ufs.base import FileInfo
+
+# Older ones give the path of a chained url to fsspec's caches only, and 2025.10 takes plain urls for chained.
+CHAINS = tuple(map(int, fsspec.__version__.split(".")[:2])) >= (2025, 12)
+if CHAINS:
+    from fsspec.implementations.chained import ChainedFileSystem
+else:
+    ChainedFileSystem = AbstractFileSystem
 
 
 class KaraTree(ChainedFileSystem):
@@ -63,6 +71,8 @@ class KaraTree(ChainedFileSystem):
             listings_expiry_time=listings_expiry_time,
             max_paths=max_paths,
         )
+        if fo is not None and not CHAINS:
+            raise ConfigError("kara::<url> needs fsspec 2025.12 or newer; kara://<url> works with any")
         self._names = NameSpace(target_protocol)
         stores = {key: options.pop(key) for key in list(options) if _is_of_a_store(key, options[key])}
         stores.pop("hf", None)  # datasets hands its hub's options to every filesystem

@@ -64,7 +64,8 @@ def test_listings(fs: KaraFileSystem, tree: tuple[str, Path]) -> None:
     assert fs.find(f"{name}/none") == []
     assert fs.du(name) == 12
     assert fs.du(name, total=False)[f"{name}/deep/er/c.bin"] == 3
-    assert "c.bin (3B)" in fs.tree(name, recursion_limit=3, display_size=True)
+    if hasattr(fs, "tree"):  # since fsspec 2025.2
+        assert "c.bin (3B)" in fs.tree(name, recursion_limit=3, display_size=True)
 
 
 def test_globs(fs: KaraFileSystem, tree: tuple[str, Path]) -> None:
