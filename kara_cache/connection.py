@@ -15,6 +15,7 @@ import ssl
 import struct
 from collections.abc import Iterator
 from time import monotonic
+from typing import Protocol
 
 from kara_cache.errors import FormatError, WorkerUnavailable
 from kara_cache.response import ResponseHead, parse_chunk_size, parse_head
@@ -26,6 +27,16 @@ _MAX_DOCUMENT_BYTES = 64 << 20
 
 # what comes next in the body once the bytes at hand are used up
 _PLAIN, _CHUNK_SIZE, _CHUNK_END, _TRAILERS = range(4)
+
+
+class Home(Protocol):
+    """Whoever lends a connection."""
+
+    def borrow(self, deadline: float, *, fresh: bool = False) -> Connection: ...
+
+    def give_back(self, connection: Connection) -> None: ...
+
+    def discard(self, connection: Connection) -> None: ...
 
 
 class ClosedBeforeResponse(WorkerUnavailable):
@@ -42,6 +53,8 @@ class Connection:
 
     def __init__(self, sock: socket.socket, where: str, *, stall_s: float) -> None:
         self.where = where
+        self.head: ResponseHead  # of the latest response
+        self.home: Home | None = None  # the pool it belongs to
         self.reused = False
         self.idle_since = 0.0  # monotonic; kept by the pool
         self.deadline = 0.0  # monotonic; set by `send`, may be moved by the owner
@@ -76,7 +89,7 @@ class Connection:
     def send(self, data: bytes | memoryview, deadline: float) -> None:
         """Starts an exchange with the whole request, or with its head; `deadline` holds for all of it."""
         self.deadline = deadline
-        self._at = self._end = 0
+        self._at = self._end = self._body_left = 0
         self._begun = False
         self.send_more(data)
 
@@ -91,9 +104,8 @@ class Connection:
 
     def response(self) -> ResponseHead:
         """The head of the final response; 1xx before it only restart the stall timer."""
-        buffer = self._buffer
         while True:
-            end = buffer.find(b"\r\n\r\n", self._at, self._end)
+            end = self._buffer.find(b"\r\n\r\n", self._at, self._end) if self._end else -1
             if end < 0:
                 if self._end - self._at > MAX_HEAD_BYTES:
                     raise self._protocol(f"a head of more than {MAX_HEAD_BYTES} bytes")
@@ -104,10 +116,14 @@ class Connection:
             except FormatError as exc:
                 raise self._protocol(str(exc)) from exc
             self._at = end + 4
-            if head.status >= 200:
-                self._framing = _CHUNK_SIZE if head.length is None else _PLAIN
-                self._body_left = head.length or 0
-                return head
+            if head.status < 200:
+                continue
+            if head.length is None:
+                self._framing = _CHUNK_SIZE
+            else:
+                self._framing, self._body_left = _PLAIN, head.length
+            self.head = head
+            return head
 
     def receive_into(self, view: memoryview) -> int:
         """Fills `view` with body, straight from the kernel but for what came with the head.

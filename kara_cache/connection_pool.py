@@ -36,7 +36,9 @@ class ConnectionPool:
         return f"<ConnectionPool {self.address.where} {counts}>"
 
     def _reset(self) -> None:
-        self._free = threading.Condition(threading.Lock())  # guards all below
+        self._lock = threading.Lock()  # guards all below
+        self._free = threading.Condition(self._lock)
+        self._waiting = 0
         self._idle: list[Connection] = []
         self._lent: set[Connection] = set()
         self._connecting = 0
@@ -51,7 +53,7 @@ class ConnectionPool:
             WorkerBusy: all were lent for the connect timeout; the worker is not to blame.
             WorkerUnavailable: a new one could not be made.
         """
-        with self._free:
+        with self._lock:
             if fresh or (self._idle and monotonic() - self._idle[-1].idle_since > self._idle_s):
                 self._close_idle()
             if not self._idle:
@@ -64,11 +66,13 @@ class ConnectionPool:
         try:
             connection = self.address.connect(min(self._connect_timeout_s, deadline - monotonic()))
         except BaseException:
-            with self._free:
+            with self._lock:
                 self._connecting -= 1
-                self._free.notify()
+                if self._waiting:
+                    self._free.notify()
             raise
-        with self._free:
+        connection.home = self
+        with self._lock:
             self._connecting -= 1
             self._lent.add(connection)
         return connection
@@ -77,27 +81,29 @@ class ConnectionPool:
         """The exchange is over and the connection is good for another."""
         connection.reused = True
         connection.idle_since = monotonic()
-        with self._free:
-            self._lent.discard(connection)
-            if self._closed:
+        with self._lock:
+            if self._closed or connection not in self._lent:  # lent before a fork: the parent's
                 connection.close()
             else:
                 self._idle.append(connection)
+            self._lent.discard(connection)
             # one for each that comes back is enough to end those that a burst left behind
             if self._idle and connection.idle_since - self._idle[0].idle_since > self._idle_s:
                 self._idle.pop(0).close()
-            self._free.notify()
+            if self._waiting:
+                self._free.notify()
 
     def discard(self, connection: Connection) -> None:
         """Closes a connection whose state is not known."""
         connection.close()
-        with self._free:
+        with self._lock:
             self._lent.discard(connection)
-            self._free.notify()
+            if self._waiting:
+                self._free.notify()
 
     def close(self) -> None:
         """Idempotent. Lent connections are closed when they come back."""
-        with self._free:
+        with self._lock:
             self._closed = True
             self._close_idle()
 
@@ -116,8 +122,15 @@ class ConnectionPool:
         self._idle.clear()
 
     def _wait_for_room(self, deadline: float) -> None:
+        if self._has_room():
+            return
         limit_s = min(self._connect_timeout_s, deadline - monotonic())
-        if not self._free.wait_for(self._has_room, max(limit_s, 0.0)):
+        self._waiting += 1
+        try:
+            room = self._free.wait_for(self._has_room, max(limit_s, 0.0))
+        finally:
+            self._waiting -= 1
+        if not room:
             raise WorkerBusy(
                 f"{self.address.where}: all {self._limit} connections in use for {limit_s:.3g} s"
             )

@@ -5,20 +5,18 @@ from __future__ import annotations
 from kara_cache.checksum import checksum
 from kara_cache.connection import Connection
 from kara_cache.errors import FormatError, PageCorrupt, WorkerUnavailable
-from kara_cache.response import ResponseHead, page_bytes_of, sums_of
+from kara_cache.response import page_bytes_of, sums_of
 from kara_cache.wire import pieces
 
 
-def receive_verified(
-    connection: Connection, head: ResponseHead, path: str, start: int, view: memoryview
-) -> None:
+def receive_verified(connection: Connection, path: str, start: int, view: memoryview) -> None:
     """Fills `view` with bytes of `path` from byte `start` on.
 
     Raises:
         PageCorrupt: a piece differs from its sum.
         WorkerUnavailable: the body is not `view` long to the byte, or its framing is wrong.
     """
-    want = len(view)
+    want, head = len(view), connection.head
     if head.length is not None and head.length != want:
         raise _protocol(connection, f"{path}: {head.length} bytes announced at {start}, {want} are there")
     got = connection.receive_into(view)

@@ -16,7 +16,7 @@ from kara_cache.range_frames import RangeFrames
 from kara_cache.ufs.base import FileInfo
 from kara_cache.verified_body import receive_verified
 from kara_cache.wire import decode_info
-from kara_cache.worker_link import Exchange, Transport, WorkerLink, answered_error
+from kara_cache.worker_link import Transport, WorkerLink, answered_error
 
 MAX_DESCRIPTORS = 64  # in one response, docs/protocol.md
 
@@ -49,17 +49,16 @@ class WorkerClient:
         """
         link = self.link
         prefix = file.reading if keep else file.read_through
-        exchange = link.send(b"%b%d&length=%d%b" % (prefix, start, len(view), link.tail()), deadline)
-        pool, connection, head = exchange
-        if head.status != 200:
-            link.document(exchange, file.path)
+        connection = link.send(b"%b%d&length=%d%b" % (prefix, start, len(view), link.tail()), deadline)
+        if connection.head.status != 200:
+            link.document(connection, file.path)
         try:
-            receive_verified(connection, head, file.path, start, view)
+            receive_verified(connection, file.path, start, view)
         except BaseException:
-            pool.discard(connection)
+            link.discard(connection)
             raise
-        link.release(exchange)
-        return head.length is not None
+        link.release(connection)
+        return connection.head.length is not None
 
     def start_ranges(self, body: bytes, deadline: float) -> RangesRequest:
         """Sends a request of `wire.encode_ranges` and lets the worker work on it."""
@@ -75,16 +74,16 @@ class WorkerClient:
         """
         query = (*_identity(file), ("first", first), ("count", min(count, MAX_DESCRIPTORS)))
         request = self.link.request("GET", "/pages", query)
-        exchange, fds = self.link.send_for_descriptors(request, MAX_DESCRIPTORS, deadline)
+        connection, fds = self.link.send_for_descriptors(request, MAX_DESCRIPTORS, deadline)
         try:
-            document = self.link.document(exchange, file.path)
+            document = self.link.document(connection, file.path)
             pages = document.get("pages") if isinstance(document, dict) else None
             if (
                 not isinstance(pages, list)
                 or len(pages) != len(fds)
                 or not all(type(i) is int for i in pages)
             ):
-                what = f"{exchange.connection.where}: {len(fds)} descriptors for pages {pages!r:.100}"
+                what = f"{connection.where}: {len(fds)} descriptors for pages {pages!r:.100}"
                 raise WorkerUnavailable(what, reason="protocol")
             return list(zip(pages, fds, strict=True))
         except BaseException:
@@ -104,7 +103,7 @@ class WorkerClient:
         `timeout_s` bounds each step, not the whole.
         """
         query = (("path", path), ("append", 1)) if append else (("path", path),)
-        pool, connection = self.link.borrow(monotonic() + timeout_s, fresh=True)
+        connection = self.link.borrow(monotonic() + timeout_s, fresh=True)
         stall_s, connection.stall_s = connection.stall_s, timeout_s  # a slow store holds up the upload
         try:
             connection.send(self.link.request("PUT", "/file", query, size), monotonic() + timeout_s)
@@ -117,12 +116,12 @@ class WorkerClient:
                 # refused in the middle: the answer says why, if it got through
                 if exc.reason != "reset":
                     raise
-            exchange = Exchange(pool, connection, connection.response())
+            connection.response()
             connection.stall_s = stall_s
         except BaseException:
-            pool.discard(connection)
+            self.link.discard(connection)
             raise
-        return _as_info(self.link.document(exchange, path), connection.where)
+        return _as_info(self.link.document(connection, path), connection.where)
 
     # -- documents ---------------------------------------------------------------------------------
 
@@ -139,9 +138,8 @@ class WorkerClient:
         connection.stall_s = timeout_s
         try:
             connection.send(self.link.request("GET", "/list", query), monotonic() + timeout_s)
-            head = connection.response()
-            if head.status != 200:
-                raise answered_error(connection, head, path)
+            if connection.response().status != 200:
+                raise answered_error(connection, path)
             for line in connection.receive_lines():
                 if line:
                     yield _as_info(_parsed(line, connection.where), connection.where)
@@ -178,31 +176,31 @@ class RangesRequest:
         self._link = link
         self._request = request
         self._deadline = deadline
-        self._pool, self._connection = link.start(request, deadline)
+        self._connection = link.start(request, deadline)
 
     def finish(self, wanted: Sequence[memoryview]) -> RangeFrames:
         """Waits for the answer and fills `wanted`; what arrived is in the result, also when it broke off.
 
         Raises when there was no answer at all, or an error in place of one.
         """
-        exchange = self._link.answer(self._pool, self._connection, self._request, self._deadline)
-        if exchange.head.status != 200:
-            self._link.document(exchange, "/ranges")
-        frames = RangeFrames(exchange.connection, wanted)
+        connection = self._link.answer(self._connection, self._request, self._deadline)
+        if connection.head.status != 200:
+            self._link.document(connection, "/ranges")
+        frames = RangeFrames(connection, wanted)
         try:
             frames.receive()
         except CacheError as exc:
-            exchange.pool.discard(exchange.connection)
+            self._link.discard(connection)
             frames.broken = exc
         except BaseException:
-            exchange.pool.discard(exchange.connection)
+            self._link.discard(connection)
             raise
         else:
-            self._link.release(exchange)
+            self._link.release(connection)
         return frames
 
     def abandon(self) -> None:
-        self._pool.discard(self._connection)
+        self._link.discard(self._connection)
 
 
 def _identity(file: CachedFile) -> tuple[tuple[str, str | int], ...]:

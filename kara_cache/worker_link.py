@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from kara_cache.address import TcpAddress, UnixAddress
@@ -20,7 +20,6 @@ from kara_cache.connection_pool import ConnectionPool
 from kara_cache.endpoint import Endpoint
 from kara_cache.errors import WorkerUnavailable
 from kara_cache.membership.base import WorkerInfo
-from kara_cache.response import ResponseHead
 from kara_cache.wire import PREFIX, decode_error
 
 log = logging.getLogger(__name__)
@@ -48,14 +47,6 @@ class Transport:
     local: bool = True  # use unix sockets of workers on this host
     tls: Callable[[], ssl.SSLContext] | None = None  # None: plain TCP
     authorization: Callable[[], str] | None = None  # the value of the Authorization header, "" for none
-
-
-class Exchange(NamedTuple):
-    """A request that was sent and the head of its answer; ended by one method of the link."""
-
-    pool: ConnectionPool
-    connection: Connection
-    head: ResponseHead
 
 
 class WorkerLink:
@@ -120,119 +111,147 @@ class WorkerLink:
 
     # -- exchanges ---------------------------------------------------------------------------------
 
-    def send(self, request: bytes, deadline: float, *, patient: bool = False) -> Exchange:
-        """Sends a whole request and waits for the head of the answer.
+    def send(self, request: bytes, deadline: float, *, patient: bool = False) -> Connection:
+        """Sends a whole request and waits for the head of the answer, `connection.head`.
 
-        `patient` allows for more silence, where a worker may wait for its store without a sign of
-        life. A kept-alive connection that the worker had closed meanwhile is replaced once, silently: that
-        is no failure. Raises WorkerUnavailable, or WorkerBusy when all connections are lent.
+        The exchange ends with `release`, `discard` or `document`. `patient` allows for more silence,
+        where a worker may wait for its store without a sign of life. A kept-alive connection that
+        the worker had closed meanwhile is replaced once, silently: that is no failure. Raises
+        WorkerUnavailable, or WorkerBusy when all connections are lent.
         """
-        pool, connection = self.start(request, deadline)
+        connection = self.start(request, deadline)
         if patient:
             connection.stall_s = _PATIENCE * self._transport.stall_timeout_s
-        exchange = self.answer(pool, connection, request, deadline)
-        exchange.connection.stall_s = self._transport.stall_timeout_s
-        return exchange
+        connection = self.answer(connection, request, deadline)
+        connection.stall_s = self._transport.stall_timeout_s
+        return connection
 
-    def start(self, request: bytes, deadline: float) -> tuple[ConnectionPool, Connection]:
+    def start(self, request: bytes, deadline: float) -> Connection:
         """The first half of `send`: the worker has something to do. `answer` must follow."""
-        pool, connection = self.borrow(deadline)
-        while True:
-            try:
-                connection.send(request, deadline)
-                return pool, connection
-            except ClosedBeforeResponse:
-                pool.discard(connection)
-                if not connection.reused:
-                    raise
-            except BaseException:
-                pool.discard(connection)
+        connection = self.borrow(deadline)
+        try:
+            connection.send(request, deadline)
+            return connection
+        except ClosedBeforeResponse:
+            if not connection.reused:
+                self.discard(connection)
                 raise
-            connection = pool.borrow(deadline, fresh=True)
+        except BaseException:
+            self.discard(connection)
+            raise
+        return self._send_again(connection, request, deadline)
 
-    def answer(
-        self, pool: ConnectionPool, connection: Connection, request: bytes, deadline: float
-    ) -> Exchange:
+    def answer(self, connection: Connection, request: bytes, deadline: float) -> Connection:
         """The second half of `send`."""
-        while True:
-            try:
-                return Exchange(pool, connection, connection.response())
-            except ClosedBeforeResponse:
-                pool.discard(connection)
-                if not connection.reused:
-                    raise
-            except BaseException:
-                pool.discard(connection)
+        try:
+            connection.response()
+            return connection
+        except ClosedBeforeResponse:
+            if not connection.reused:
+                self.discard(connection)
                 raise
-            connection = pool.borrow(deadline, fresh=True)
-            try:
-                connection.send(request, deadline)
-            except BaseException:
-                pool.discard(connection)
-                raise
+        except BaseException:
+            self.discard(connection)
+            raise
+        connection = self._send_again(connection, request, deadline)
+        try:
+            connection.response()
+            return connection
+        except BaseException:
+            self.discard(connection)
+            raise
 
-    def send_for_descriptors(self, request: bytes, limit: int, deadline: float) -> tuple[Exchange, list[int]]:
+    def _send_again(self, dead: Connection, request: bytes, deadline: float) -> Connection:
+        self.discard(dead)
+        assert dead.home is not None
+        connection = dead.home.borrow(deadline, fresh=True)
+        try:
+            connection.send(request, deadline)
+            return connection
+        except BaseException:
+            self.discard(connection)
+            raise
+
+    def send_for_descriptors(
+        self, request: bytes, limit: int, deadline: float
+    ) -> tuple[Connection, list[int]]:
         """As `send`, over the unix socket, with the descriptors that came along: the caller's to close."""
         if self._unix is None:
             raise WorkerUnavailable(f"{self.worker.id}: no unix socket", reason="protocol")
-        pool, connection = self._unix, self._unix.borrow(deadline)
-        fds: list[int] = []
-        while True:
-            try:
-                connection.send(request, deadline)
-                fds = connection.take_descriptors(limit)
-                return Exchange(pool, connection, connection.response()), fds
-            except ClosedBeforeResponse:
-                pool.discard(connection)
-                if not connection.reused:
-                    raise
-            except BaseException:
-                pool.discard(connection)
-                for fd in fds:
-                    os.close(fd)
+        connection = self._unix.borrow(deadline)
+        try:
+            connection.send(request, deadline)
+            return connection, self._descriptors(connection, limit)
+        except ClosedBeforeResponse:
+            if not connection.reused:
+                self.discard(connection)
                 raise
-            connection = pool.borrow(deadline, fresh=True)
+        except BaseException:
+            self.discard(connection)
+            raise
+        connection = self._send_again(connection, request, deadline)
+        try:
+            return connection, self._descriptors(connection, limit)
+        except BaseException:
+            self.discard(connection)
+            raise
 
-    def borrow(self, deadline: float, *, fresh: bool = False) -> tuple[ConnectionPool, Connection]:
-        """A connection by the best way, and the pool that it goes back to."""
+    def _descriptors(self, connection: Connection, limit: int) -> list[int]:
+        fds = connection.take_descriptors(limit)
+        try:
+            connection.response()
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return fds
+
+    def borrow(self, deadline: float, *, fresh: bool = False) -> Connection:
+        """A connection by the best way, for this thread alone."""
         unix = self._unix
         if unix is None or monotonic() < self._unix_from:
-            return self._tcp, self._tcp.borrow(deadline, fresh=fresh)
+            return self._tcp.borrow(deadline, fresh=fresh)
         try:
             if not self.is_local:
                 self._check_identity(unix, deadline)
-            return unix, unix.borrow(deadline, fresh=fresh)
+            return unix.borrow(deadline, fresh=fresh)
         except WorkerUnavailable as exc:
             self.is_local = False
             if not self.worker.port:
                 raise
             self._unix_from = monotonic() + _UNIX_RETRY_S
             log.debug("unix socket of worker %s: %s; using %s", self.worker.id, exc, self.where)
-        return self._tcp, self._tcp.borrow(deadline, fresh=fresh)
+        return self._tcp.borrow(deadline, fresh=fresh)
 
     def dial(self, timeout_s: float) -> Connection:
         """A connection outside the pools, for an exchange that may last; the caller closes it."""
         pool = self._unix if self._unix is not None and self.is_local else self._tcp
         return pool.address.connect(min(self._transport.connect_timeout_s, timeout_s))
 
-    def release(self, exchange: Exchange) -> None:
-        """The body was read to its end."""
-        if exchange.head.keep_alive:
-            exchange.pool.give_back(exchange.connection)
+    def release(self, connection: Connection) -> None:
+        """Ends an exchange whose body was read to its end."""
+        assert connection.home is not None
+        if connection.head.keep_alive:
+            connection.home.give_back(connection)
         else:
-            exchange.pool.discard(exchange.connection)
+            connection.home.discard(connection)
 
-    def document(self, exchange: Exchange, path: str) -> Any:
+    def discard(self, connection: Connection) -> None:
+        """Ends an exchange whatever its state."""
+        assert connection.home is not None
+        connection.home.discard(connection)
+
+    def document(self, connection: Connection, path: str) -> Any:
         """Ends the exchange with the JSON that was answered, or raises the error that was."""
         try:
-            if exchange.head.status != 200:
-                error = answered_error(exchange.connection, exchange.head, path)
+            if connection.head.status != 200:
+                error, document = answered_error(connection, path), None
             else:
-                error, document = None, _json(exchange.connection)
+                error, document = None, _json(connection)
         except BaseException:
-            exchange.pool.discard(exchange.connection)
+            self.discard(connection)
             raise
-        self.release(exchange)
+        self.release(connection)
         if error is not None:
             raise error
         return document
@@ -242,12 +261,12 @@ class WorkerLink:
         connection = pool.borrow(deadline, fresh=True)
         try:
             connection.send(self.request("GET", "/worker", ()), deadline)
-            exchange = Exchange(pool, connection, connection.response())
+            connection.response()
         except BaseException:
-            pool.discard(connection)
+            self.discard(connection)
             raise
         try:
-            document = self.document(exchange, "/worker")
+            document = self.document(connection, "/worker")
             found, page_bytes = document["id"], int(document["page_bytes"])
         except (KeyError, TypeError, ValueError, OSError) as exc:
             raise WorkerUnavailable(f"{connection.where}: {exc!r}", reason="protocol") from exc
@@ -272,9 +291,9 @@ class WorkerLink:
             self._unix.after_fork()
 
 
-def answered_error(connection: Connection, head: ResponseHead, path: str) -> BaseException:
+def answered_error(connection: Connection, path: str) -> BaseException:
     """The exception that an answer other than 200 carries; reads its body to the end."""
-    error = decode_error(head.status, connection.receive_all(_MAX_ERROR_BYTES), connection.where)
+    error = decode_error(connection.head.status, connection.receive_all(_MAX_ERROR_BYTES), connection.where)
     number = _ERRNO.get(type(error))
     return error if number is None else type(error)(number, str(error) or os.strerror(number), path)
 

@@ -220,7 +220,9 @@ class ScriptedWorker:
         self.socket_path = str(unix_dir / f"{identity}.sock") if unix_dir is not None else ""
         self._plans: dict[tuple[str, str], deque[Behaviour]] = {}
         self._always: dict[tuple[str, str], Behaviour] = {}
-        self._lock = threading.Lock()  # guards the lists above and _sockets
+        self._lock = threading.Lock()  # guards the lists above and below
+        self._changed = threading.Condition(self._lock)
+        self._answered = 0
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._listeners: list[socket.socket] = []
@@ -243,6 +245,11 @@ class ScriptedWorker:
     def count(self, method: str, name: str) -> int:
         with self._lock:
             return sum(1 for r in self.requests if (r.method, r.name) == (method, name))
+
+    def settle(self) -> None:
+        """Waits until it is done with every request that it got, its own descriptors closed."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._answered == len(self.requests), WAIT_S)
 
     def content(self, path: str) -> bytes:
         try:
@@ -350,10 +357,12 @@ class ScriptedWorker:
                     always = self._always.get((request.method, request.name))
                     behave = planned.popleft() if planned else always
                 answer = Answer(self, request, sock)
-                if behave is None:
-                    answer.honest()
-                else:
-                    behave(answer)
+                try:
+                    (behave or Answer.honest)(answer)
+                finally:
+                    with self._changed:
+                        self._answered += 1
+                        self._changed.notify_all()
         except (OSError, ValueError):
             pass  # the peer is gone, or a behaviour ended the connection
         finally:

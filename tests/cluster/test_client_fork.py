@@ -135,7 +135,7 @@ def test_nothing_in_the_child_waits_for_a_lock_of_the_parents_threads(worker: Sc
             reader._changed,
         ]
         for one in client._cluster.table().clients.values():
-            locks += [pool._free for pool in (one.link._tcp, one.link._unix) if pool is not None]
+            locks += [pool._lock for pool in (one.link._tcp, one.link._unix) if pool is not None]
         holding, release = threading.Event(), threading.Event()
 
         def hold() -> None:

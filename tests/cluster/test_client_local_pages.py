@@ -47,7 +47,8 @@ def client(worker: ScriptedWorker) -> Iterator[CacheClient]:
         yield made
 
 
-def open_descriptors() -> int:
+def open_descriptors(worker: ScriptedWorker) -> int:
+    worker.settle()
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -152,11 +153,11 @@ def test_a_descriptor_of_something_else_is_not_used(
     client: CacheClient, worker: ScriptedWorker, build: Callable[[PageHeader, bytes], bytes]
 ) -> None:
     file = client.info(PATH)
-    before = open_descriptors()
+    before = open_descriptors(worker)
     worker.plan("GET", "/pages", passing(build))
     assert client.read(file, 3 * PAGE + 10, 1000) == CONTENT[3 * PAGE + 10 : 3 * PAGE + 1010]
     assert worker.count("GET", "/read") == 1
-    assert open_descriptors() == before
+    assert open_descriptors(worker) == before
 
 
 def _bit_flipped(header: PageHeader, data: bytes) -> bytes:
@@ -278,17 +279,17 @@ def test_pages_are_renewed_so_that_the_worker_sees_their_use(
 
 def test_descriptors_are_bounded_the_least_used_go_first(worker: ScriptedWorker, link: WorkerClient) -> None:
     local, file = LocalPages(limit=4), CachedFile(worker.file(PATH))
-    before = open_descriptors()
+    before = open_descriptors(worker)
     for index in (0, 10, 20, 30):
         read(local, link, file, index * PAGE, 10)
     read(local, link, file, 0, 10)
     read(local, link, file, 40 * PAGE, 10)
     assert repr(local) == "<LocalPages 4 of 4>"
-    assert open_descriptors() == before + 4
+    assert open_descriptors(worker) == before + 4
     held = [local.read_held(file, index * PAGE, memoryview(bytearray(10))) for index in (0, 10, 20, 30, 40)]
     assert held == [10, 0, 10, 10, 10]
     local.close()
-    assert open_descriptors() == before
+    assert open_descriptors(worker) == before
 
 
 def test_a_descriptor_stays_open_while_a_thread_uses_it(worker: ScriptedWorker, link: WorkerClient) -> None:

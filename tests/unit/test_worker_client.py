@@ -542,8 +542,10 @@ def test_descriptors_are_counted_against_the_list(near: ScriptedWorker, connect:
         os.close(read_end)
         os.close(write_end)
 
+    near.settle()
     before = len(os.listdir("/proc/self/fd"))
     near.plan("GET", "/pages", more_pages_than_descriptors)
     with pytest.raises(WorkerUnavailable, match="1 descriptors for pages"):
         client.descriptors(file, 0, 64, soon())
+    near.settle()
     assert len(os.listdir("/proc/self/fd")) == before
