@@ -50,7 +50,7 @@ def open_store(url: str, options: Mapping[str, Any] | None = None) -> UnderStore
             says which extra has it).
     """
     scheme, separator, _ = url.partition("://")
-    if not separator:
+    if not separator or not scheme:
         if not url.startswith("/"):
             raise ConfigError(f"store {url!r}: expected scheme://... or an absolute path")
         scheme = "file"

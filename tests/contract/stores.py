@@ -16,14 +16,18 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import fsspec
 import pytest
 import services
 
 from kara_cache.ufs import UnderStore, open_store
+from kara_cache.ufs.fsspec import FsspecStore
 from kara_cache.ufs.memory import MemoryStore
 from kara_worker.testing.rude_http_server import RudeHttpServer
 
 SECRET = "hunter2"  # factories of stores with credentials put it in them: it must not show up anywhere
+
+_counter = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,32 @@ def http(root: Path) -> Iterator[Site]:
         )
 
 
+@contextmanager
+def fsspec_memory(root: Path) -> Iterator[Site]:
+    system, base = fsspec.filesystem("memory"), f"/{root.name}-{next(_counter)}"
+    system.makedirs(base)  # in fsspec's memory a directory is there only when it was made, or has something
+    with closing(open_store(f"memory://{base}")) as store:
+        yield Site(
+            "fsspec-memory",
+            store,
+            lambda path, data: system.pipe_file(f"{base}/{path}", data),
+            lambda path: system.rm_file(f"{base}/{path}"),
+        )
+    system.rm(base, recursive=True)
+
+
+@contextmanager
+def fsspec_local(root: Path) -> Iterator[Site]:
+    with closing(FsspecStore(f"file://{root}", {})) as store:
+        yield Site(
+            "fsspec-local",
+            store,
+            lambda path, data: put_file(root / path, data),
+            lambda path: (root / path).unlink(),
+            Capabilities(directories=True),
+        )
+
+
 NGINX_CONF = """
 daemon off; master_process off; pid {root}/nginx.pid; error_log {root}/error.log;
 events {{ worker_connections 256; }}
@@ -170,5 +200,7 @@ STORES: dict[str, Factory] = {
     "local": local,
     "http": http,
     "nginx": nginx,
+    "fsspec-memory": fsspec_memory,
+    "fsspec-local": fsspec_local,
 }
 MARKS: dict[str, tuple[pytest.MarkDecorator, ...]] = {}
