@@ -15,6 +15,7 @@ from types import TracebackType
 from kara_cache.errors import StaleVersion
 from kara_cache.ufs.base import FileInfo, Progress
 from kara_cache.ufs.path import check_path, listing_key
+from kara_cache.ufs.per_process import PerProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class MemoryStore:
         self._files: dict[str, _File] = {}
         self._directories: set[str] = {""}
         self._versions = itertools.count(1)
-        self._lock = (os.getpid(), threading.Lock())  # guards changes of _files and _directories
+        # guards changes of _files and _directories; a thread of the parent may hold it during a fork
+        self._locks = PerProcess(threading.Lock, lambda _: None)
 
     @property
     def url(self) -> str:
@@ -86,7 +88,7 @@ class MemoryStore:
         return MemoryWriter(self, check_path(path), append=append)
 
     def delete(self, path: str) -> None:
-        with self._changing():
+        with self._locks.get():
             if self.info(path).is_dir:
                 if next(self._below(path, False), None) is not None:
                     raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), self._full(path))
@@ -95,7 +97,7 @@ class MemoryStore:
                 del self._files[path]
 
     def make_directory(self, path: str) -> None:
-        with self._changing():
+        with self._locks.get():
             self._make_directories(check_path(path))
 
     def close(self) -> None:
@@ -107,13 +109,6 @@ class MemoryStore:
 
     def _full(self, path: str) -> str:
         return f"{self._url}/{path}"
-
-    def _changing(self) -> threading.Lock:
-        pid, lock = self._lock
-        if pid != os.getpid():  # another thread of the parent may have held it at the fork
-            lock = threading.Lock()
-            self._lock = (os.getpid(), lock)
-        return lock
 
     def _below(self, path: str, recursive: bool) -> Iterator[FileInfo]:
         prefix = path + "/" if path else ""
@@ -140,7 +135,7 @@ class MemoryStore:
         self._directories = self._directories | paths
 
     def _replace(self, path: str, data: bytes, *, append: bool = False) -> FileInfo:
-        with self._changing():
+        with self._locks.get():
             if path in self._directories:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self._full(path))
             self._make_directories(path.rpartition("/")[0])

@@ -17,7 +17,8 @@ MARKS = stores.MARKS | stores_oss.MARKS | stores_s3.MARKS
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "site" in metafunc.fixturenames:
-        kinds = [pytest.param(kind, marks=MARKS.get(kind, ()), id=kind) for kind in STORES]
+        chosen = [kind for kind in STORES if stores.concerns(kind, metafunc.fixturenames)]
+        kinds = [pytest.param(kind, marks=MARKS.get(kind, ()), id=kind) for kind in chosen]
         metafunc.parametrize("site", kinds, indirect=True)
 
 

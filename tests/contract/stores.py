@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,4 +203,17 @@ STORES: dict[str, Factory] = {
     "fsspec-memory": fsspec_memory,
     "fsspec-local": fsspec_local,
 }
+# Fixtures that a test asks for to say that its law is not for every kind; these say for which it is.
+READ_ONLY = {"http", "nginx"}
+HIERARCHICAL = {"memory", "local", "fsspec-local"}  # have directories of their own, not just keys
+
+
+def concerns(kind: str, fixtures: Sequence[str]) -> bool:
+    if "writable" in fixtures and kind in READ_ONLY:
+        return False
+    if "read_only" in fixtures and kind not in READ_ONLY:
+        return False
+    return "hierarchical" not in fixtures or kind in HIERARCHICAL
+
+
 MARKS: dict[str, tuple[pytest.MarkDecorator, ...]] = {}

@@ -220,13 +220,11 @@ def test_list_more_than_a_thousand_as_the_iterator_advances(site: Site) -> None:
     assert len(list(site.store.list("d", recursive=True))) == count
 
 
-def test_list_empty_directory(site: Site) -> None:
-    if not site.capabilities.directories:
-        pytest.skip(f"{site.kind} has no empty directories")
-    site.store.make_directory("d/empty")
-    assert list(site.store.list("d/empty")) == []
-    assert [entry.path for entry in site.store.list("d")] == ["d/empty"]
-    assert list(site.store.list("d", recursive=True)) == []
+def test_list_empty_directory(hierarchical: Site) -> None:
+    hierarchical.store.make_directory("d/empty")
+    assert list(hierarchical.store.list("d/empty")) == []
+    assert [entry.path for entry in hierarchical.store.list("d")] == ["d/empty"]
+    assert list(hierarchical.store.list("d", recursive=True)) == []
 
 
 # -- reading
@@ -421,25 +419,34 @@ def test_close_is_idempotent(site: Site) -> None:
 
 @pytest.fixture
 def writable(site: Site) -> Site:
-    if not site.capabilities.writes:
-        pytest.skip(f"{site.kind} is read-only")
+    assert site.capabilities.writes
     return site
 
 
-def test_read_only_store_says_so(site: Site) -> None:
-    if site.capabilities.writes:
-        pytest.skip(f"{site.kind} can write")
-    site.put("a", b"x")
-    before = site.requests_seen()
+@pytest.fixture
+def read_only(site: Site) -> Site:
+    assert not site.capabilities.writes
+    return site
+
+
+@pytest.fixture
+def hierarchical(site: Site) -> Site:
+    assert site.capabilities.directories
+    return site
+
+
+def test_read_only_store_says_so(read_only: Site) -> None:
+    read_only.put("a", b"x")
+    before = read_only.requests_seen()
     for call in (
-        lambda: site.store.write("a", b"y"),
-        lambda: site.store.open_writer("a"),
-        lambda: site.store.delete("a"),
-        lambda: site.store.make_directory("d"),
+        lambda: read_only.store.write("a", b"y"),
+        lambda: read_only.store.open_writer("a"),
+        lambda: read_only.store.delete("a"),
+        lambda: read_only.store.make_directory("d"),
     ):
         with pytest.raises(io.UnsupportedOperation, match="read-only"):
             call()
-    assert site.requests_seen() == before
+    assert read_only.requests_seen() == before
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
@@ -595,14 +602,12 @@ def test_make_directory_makes_parents_and_accepts_existing_ones(writable: Site) 
     assert writable.store.info("x/y/z").is_dir
 
 
-def test_file_and_directory_do_not_replace_each_other(writable: Site) -> None:
-    if not writable.capabilities.directories:
-        pytest.skip(f"{writable.kind} keeps keys, not directories")
-    writable.store.write("d/a", b"x")
+def test_file_and_directory_do_not_replace_each_other(hierarchical: Site) -> None:
+    hierarchical.store.write("d/a", b"x")
     with pytest.raises(IsADirectoryError):
-        writable.store.write("d", b"y")
+        hierarchical.store.write("d", b"y")
     with pytest.raises(NotADirectoryError):
-        writable.store.write("d/a/b", b"y")
+        hierarchical.store.write("d/a/b", b"y")
     with pytest.raises((NotADirectoryError, FileExistsError)):
-        writable.store.make_directory("d/a")
-    assert read(writable.store, "d/a", 0, 10) == b"x"
+        hierarchical.store.make_directory("d/a")
+    assert read(hierarchical.store, "d/a", 0, 10) == b"x"
