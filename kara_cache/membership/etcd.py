@@ -37,6 +37,7 @@ from kara_cache.membership.etcd_json import (
     Unreachable,
     decode_answer,
     decode_event,
+    decode_header,
     decode_txn,
     encode,
     error_of,
@@ -48,7 +49,7 @@ MAX_ANSWER_BYTES = 64 << 20  # ten thousand workers are about 20 MiB
 
 
 class Compacted(MembershipError):
-    """Events since the revision asked for are no longer kept: read everything again."""
+    """etcd has not all events since the revision asked for, or lives in its past: read everything again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +270,7 @@ class Watch:
     or after `cancel()`.
 
     Raises, while iterating:
-        Compacted: the events between `start_revision` and now are not all kept any more.
+        Compacted: the events since `start_revision` are not all kept any more, or etcd went back behind it.
         MembershipError: the connection broke, etcd lost its leader, or refused.
     """
 
@@ -326,6 +327,7 @@ class Watch:
             if result.get("canceled"):
                 raise self._ended(result)
             if result.get("created"):
+                self._check_not_ahead(result)
                 waiting -= 1
                 if not waiting:
                     yield ()
@@ -343,6 +345,12 @@ class Watch:
         except (ValueError, TypeError, AttributeError):
             reason = f"not a message of etcd: {line[:200]!r}"
         raise MembershipError(f"etcd at {self._client.endpoint}: watch: {reason}")
+
+    def _check_not_ahead(self, created: JsonObject) -> None:
+        """An etcd that lost data would keep silent until it has caught up with the revision we want."""
+        revision = decode_header(created).revision
+        if revision < self._start_revision - 1:
+            raise Compacted(f"etcd is at revision {revision}, asked from {self._start_revision}")
 
     def _ended(self, result: JsonObject) -> MembershipError:
         compacted = int(result.get("compact_revision", 0))

@@ -180,7 +180,7 @@ class _Follower:
 
     def _read_and_watch(self) -> None:
         try:
-            self._readings += self._roster.refresh()
+            self._catch_up()
             self._publish()
             self._follow_changes()
         except Compacted as exc:
@@ -190,6 +190,13 @@ class _Follower:
         except Exception as exc:
             logger.exception("following etcd failed")
             self._failed(exc)
+
+    def _catch_up(self) -> None:
+        if self._attempt == 0:
+            self._readings += self._roster.refresh()
+        else:
+            self._roster.read()
+            self._readings += 1
 
     def _follow_changes(self) -> None:
         """Until the watch is quiet for long, cancelled or broken."""

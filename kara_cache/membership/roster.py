@@ -119,12 +119,17 @@ class Roster:
         """
         if self._header is not None and self._is_current(self._header):
             return False
+        self.read()
+        return True
+
+    def read(self) -> None:
+        """Reads everything, at one revision. To be preferred where etcd was away: one that lost its data
+        and was told everything again may answer the small question as if nothing had happened."""
         result = self._client.txn(then=[Range(prefix, prefix=True) for prefix in self.prefixes])
         live, members = result.found
         self._live.replace(live.items, result.header.revision)
         self._members.replace(members.items, result.header.revision)
         self._header = result.header
-        return True
 
     def _is_current(self, known: Header) -> bool:
         # Each prefix since its own revision: a watch may have shown the one further than the other.

@@ -175,6 +175,18 @@ def test_a_cancelled_watch_ends_without_an_error(etcd_client: EtcdClient, prefix
     assert seen.ended() is None
 
 
+def test_a_child_that_cancels_does_not_end_its_parents_watch(etcd_client: EtcdClient, prefix: str) -> None:
+    with Collector(etcd_client.watch([prefix], 0, idle_timeout_s=100)) as seen:
+        child = os.fork()
+        if child == 0:
+            seen.watch.cancel()
+            os._exit(0)
+        os.waitpid(child, 0)
+        etcd_client.put(prefix + "a", b"x")
+        seen.wait(1)
+    assert seen.error is None
+
+
 def test_a_quiet_watch_ends_without_an_error(etcd_client: EtcdClient, prefix: str) -> None:
     assert list(etcd_client.watch([prefix], 0, idle_timeout_s=0.2)) == [()]
 
@@ -187,6 +199,13 @@ def test_a_watch_from_a_compacted_revision_says_so(etcd_client: EtcdClient, pref
 
     with pytest.raises(Compacted):
         list(etcd_client.watch([prefix], start, idle_timeout_s=10))
+
+
+def test_a_watch_from_a_revision_that_etcd_has_not_reached_says_so(etcd_client: EtcdClient) -> None:
+    """As after a restore: such a watch would keep silent about everything until then."""
+    start = revision(etcd_client) + 2
+    with pytest.raises(Compacted, match="asked from"):
+        list(etcd_client.watch(["/x/"], start, idle_timeout_s=10))
 
 
 def test_a_watch_of_a_server_that_stops_is_an_error(own_etcd: EtcdServer) -> None:

@@ -20,8 +20,10 @@ from etcd_servers import Link, client, member, states, until, worker
 from kara_cache.errors import ConfigError
 from kara_cache.membership.base import MembershipView, MemberState
 from kara_cache.membership.etcd import EtcdClient
+from kara_cache.membership.etcd_json import KeyEvent
 from kara_cache.membership.etcd_membership import EtcdMembership
-from kara_cache.membership.records import live_prefix, member_prefix
+from kara_cache.membership.records import LiveRecord, encode_live, live_prefix, member_prefix
+from kara_cache.membership.roster import Roster
 from kara_worker.testing.etcd_cluster import EtcdCluster
 from kara_worker.testing.etcd_server import EtcdServer, enable_auth
 
@@ -165,6 +167,23 @@ def test_a_quiet_cluster_is_asked_about_and_not_read_again(
     assert membership.view() is view
 
 
+def test_an_event_of_one_prefix_hides_none_of_the_other(writer: EtcdClient, cluster: str) -> None:
+    """The two are watched by one stream but not in one order: the newer event may arrive alone."""
+    roster = Roster(writer, cluster)
+    member(writer, cluster, worker(1, port=1))
+    roster.read()
+    member(writer, cluster, worker(1, port=2))
+    writer.put(live_prefix(cluster) + worker(2).id, encode_live(LiveRecord(worker(2))))
+    newest = writer.get(live_prefix(cluster) + worker(2).id)
+    assert newest is not None
+    roster.apply([KeyEvent(newest.key, newest.mod_revision, newest)])
+
+    assert roster.refresh()
+    assert [entry.record.info.port for entry in roster.members.values()] == [2]
+    assert list(roster.live) == [worker(2).id]
+    assert not roster.refresh()
+
+
 def test_what_changed_unseen_while_cut_off_is_caught_up_after_a_compaction(
     writer: EtcdClient, link: Link, cluster: str, follow: Follow
 ) -> None:
@@ -283,6 +302,26 @@ def test_an_etcd_that_lost_its_data_is_followed_and_revisions_still_grow(
 
         member(writer, cluster, worker(9), lease=writer.grant(60))
         assert membership.wait_for(are({9: "active"}), WAIT_S).revision > emptied.revision
+
+
+def test_an_etcd_that_lost_its_data_and_has_as_much_again_is_read_anew(
+    own_etcd: EtcdServer, cluster: str, follow: Follow
+) -> None:
+    """Same counts of keys, a higher revision, nothing written since ours: only reading shows it."""
+    with Link(own_etcd.port) as link, client(own_etcd.url) as writer:
+        member(writer, cluster, worker(1), lease=writer.grant(60))
+        member(writer, cluster, worker(2))
+        membership = follow(link.url)
+        before = membership.wait_for(are({1: "active", 2: "passive"}), WAIT_S)
+        link.cut()
+        until(lambda: not membership.stats().connected)
+        own_etcd.forget()
+        own_etcd.start()
+        member(writer, cluster, worker(3), lease=writer.grant(60))
+        member(writer, cluster, worker(4))
+        until(lambda: writer.put("/x", b"") or writer.txn().header.revision > before.revision + 5)
+        link.heal()
+        membership.wait_for(are({3: "active", 4: "passive"}), WAIT_S)
 
 
 def test_a_start_while_etcd_is_down_begins_with_the_last_view(
@@ -500,6 +539,16 @@ def test_forked_children_have_a_view_while_it_changes(
         stop.set()
         churner.join(30)
     assert codes == [0] * 200
+
+
+def test_a_lock_that_was_held_at_fork_does_not_hang_the_child(
+    etcd: EtcdServer, cluster: str, follow: Follow
+) -> None:
+    membership = follow(etcd.url)
+    view = membership.view()
+    with membership._lock:
+        child = in_child(lambda: membership.view() is view)
+    assert exit_code(child) == 0
 
 
 def test_a_forked_child_follows_on_its_own_and_leaves_the_parents_watch_alone(
