@@ -1,9 +1,10 @@
-"""Pages for tests: their bytes follow from path, version and index, so that a wrong one is told from a right one."""
+"""Pages for tests. Their bytes follow from path, version and index, so that a wrong page is recognized."""
 
 from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 
 from kara_cache.page import HEADER_BYTES, MIN_PAGE_BYTES, PageHeader, PageId, file_id
 from kara_worker.page_store import StoredPage
@@ -33,3 +34,9 @@ def read(stored: StoredPage | None) -> bytes:
     """All data, as a server would send it: unverified."""
     assert stored is not None
     return os.pread(stored.fd, stored.header.length, stored.offset)
+
+
+def file_of(root: Path, page: PageId) -> Path:
+    """Where a store of page files has put the page."""
+    (found,) = (root / "pages").glob(f"*/{page.file_id.hex()}.{page.index:x}.*")
+    return found

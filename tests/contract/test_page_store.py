@@ -8,6 +8,7 @@ import random
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -194,6 +195,17 @@ def test_room_is_made_ahead_of_need(open_store: Open) -> None:
     store.evict_to_low_watermark()
     assert store.stats().bytes <= 0.9 * store.stats().capacity_bytes
     assert store.evict_to_low_watermark() == 0
+
+
+def test_room_is_made_in_the_background(open_store: Open) -> None:
+    store = open_store(capacity_bytes=100 * FOOTPRINT)
+    for index in range(96):
+        assert put(store, make_page("/m/a", index))
+    deadline = time.monotonic() + 30
+    while store.stats().bytes > 90 * FOOTPRINT:
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.005)
+    assert store.stats().evictions == {"capacity": 6}
 
 
 def test_data_that_does_not_fit_its_header_is_a_mistake_of_the_caller(open_store: Open) -> None:

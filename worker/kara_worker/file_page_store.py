@@ -72,7 +72,7 @@ class FilePageStore:
         """
         _check_options(directories, capacity_bytes, page_bytes, high_watermark, low_watermark)
         self.page_bytes = page_bytes
-        self._probe_s = probe_s
+        self._probe_ns = int(probe_s * 1e9)
         self._clock_ns = clock_ns
         self._started_ns = clock_ns()
         self._closing = False
@@ -80,9 +80,7 @@ class FilePageStore:
         self._wake = threading.Event()
         opened = OpenPages(open_pages)
         self._space = PageSpace(capacity_bytes, policy, opened, high=high_watermark, low=low_watermark)
-        self._files = PageFiles(
-            directories, page_bytes, self._space, min_free_bytes=min_free_bytes, on_failure=self._wake.set
-        )
+        self._files = PageFiles(directories, page_bytes, self._space, min_free_bytes=min_free_bytes)
         self._threads = [threading.Thread(target=self._keep, name="page-keeper", daemon=True)]
         if self._files.unlisted:
             self._threads.append(threading.Thread(target=self._list_all, name="page-listing", daemon=True))
@@ -256,15 +254,15 @@ class FilePageStore:
 
     def _keep(self) -> None:
         """A thread's life: evicts ahead of need, looks after directories that failed."""
-        probe_at = self._clock_ns()
+        probe_at = self._started_ns + self._probe_ns
         while not self._closing:
-            self._wake.wait(self._probe_s)
+            self._wake.wait(self._probe_ns / 1e9)
             self._wake.clear()
             try:
                 self.evict_to_low_watermark()
                 if self._clock_ns() >= probe_at:
                     self.probe()
-                    probe_at = self._clock_ns() + int(self._probe_s * 1e9)
+                    probe_at = self._clock_ns() + self._probe_ns
             except Exception:  # the top of a thread
                 log.exception("keeping of the page store failed, going on")
 

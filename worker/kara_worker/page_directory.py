@@ -26,7 +26,7 @@ _NOT_DATA = {"lost+found", _NEW_MARKER}  # found in a fresh file system, left by
 _FAILURES_TO_BAD = 3  # without a success between; precedent: JuiceFS' disk state machine
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_THE_DISK = {
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),  # our process or machine
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EFBIG),  # limits of our process
     *(errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT),  # somebody's hands
 }
 
@@ -66,12 +66,10 @@ class PageDirectory:
         self.usable = True
 
     def _open(self) -> None:
+        self._check_device()
         with suppress(FileExistsError):
             os.makedirs(self.root, mode=0o700)
-        device = os.stat(self.root).st_dev
-        if self._device not in (-1, device):
-            raise ConfigError(f"page directory {self.root}: another file system is mounted there now")
-        self._device = device
+        self._device = os.stat(self.root).st_dev
         if self.is_gone():
             self._claim()
             self.unlisted = set()
@@ -88,6 +86,14 @@ class PageDirectory:
         os.unlink(probe)
         space = os.statvfs(self.root)
         self.total_bytes = max(1, space.f_blocks * space.f_frsize)
+
+    def _check_device(self) -> None:
+        """When it is opened again: not on the disk that shows up where ours is mounted no more."""
+        place = self.root
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if self._device not in (-1, os.stat(place).st_dev):
+            raise ConfigError(f"page directory {self.root}: another file system is mounted there now")
 
     def _claim(self) -> None:
         others = sorted(set(os.listdir(self.root)) - _NOT_DATA)
@@ -161,20 +167,15 @@ class PageDirectory:
         return path
 
     def _make_shard(self, shard: int) -> None:
-        if self.is_gone():
-            # wiped, or unmounted: only `open` may decide whether this is still ours
-            self.usable = False
-            raise OSError(errno.EIO, f"{self.root}/{MARKER} is gone")
+        if self.is_gone():  # only `open` may decide whether what is there now is ours
+            raise FileNotFoundError(errno.ENOENT, "the page directory is gone", str(self.root))
         for path in (self._pages, f"{self._pages}/{shard:02x}"):
             with suppress(FileExistsError):
                 os.mkdir(path, 0o700)
 
     def free_bytes(self) -> int:
-        """Of the file system, for us; 0 when it cannot even tell that."""
-        try:
-            space = os.statvfs(self.root)
-        except OSError:
-            return 0
+        """Of the file system, for us. Raises OSError."""
+        space = os.statvfs(self.root)
         return space.f_bavail * space.f_frsize
 
     def is_gone(self) -> bool:
@@ -188,6 +189,6 @@ class PageDirectory:
         """Counts a failure; True if the directory is unusable now."""
         if error.errno not in _FULL | _NOT_THE_DISK:
             self._failures += 1
-        if self._failures >= _FAILURES_TO_BAD:
+        if self._failures >= _FAILURES_TO_BAD or (error.errno == errno.ENOENT and self.is_gone()):
             self.usable = False
         return not self.usable

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -47,14 +47,14 @@ class PageFiles:
         space: PageSpace,
         *,
         min_free_bytes: int | None,
-        on_failure: Callable[[], None],
     ) -> None:
-        """Raises ConfigError. `on_failure` is called when a directory goes out of use."""
+        """Raises ConfigError."""
         self._page_bytes = page_bytes
         self._space = space
         self._min_free_bytes = min_free_bytes
-        self._on_failure = on_failure
         self._locks = [threading.Lock() for _ in range(SHARDS)]  # a shard's renames, unlinks and listing
+        self._opening = threading.Lock()  # one at a time opens and closes directories; guards _closed
+        self._closed = False
         self._forgetting = threading.Lock()  # guards _forgotten
         self._forgotten: set[int] = set()  # directories out of use
         self.directories = [
@@ -70,8 +70,10 @@ class PageFiles:
 
     def close(self) -> None:
         """Gives up the locks of the directories."""
-        for directory in self.directories:
-            directory.close()
+        with self._opening:
+            self._closed = True
+            for directory in self.directories:
+                directory.close()
 
     @property
     def unlisted(self) -> bool:
@@ -88,19 +90,20 @@ class PageFiles:
 
     def list_shard(self, shard: int) -> None:
         """Puts what is in these directories (one in 256) into the books. Does nothing the second time."""
+        failures: list[tuple[PageDirectory, OSError]] = []
         with self._locks[shard]:
             for directory in self.directories:
                 if shard in directory.unlisted:
-                    self._list(directory, shard)
+                    try:
+                        self._list(directory, shard)
+                    except OSError as exc:
+                        failures.append((directory, exc))
                     directory.unlisted.discard(shard)
+        for directory, error in failures:
+            self._failed(directory, error)
 
     def _list(self, directory: PageDirectory, shard: int) -> None:
-        parse = self._names[directory.number].parse
-        try:
-            found = filter(None, map(parse, directory.list(shard)))
-        except OSError as exc:
-            self._failed(directory, exc)
-            return
+        found = filter(None, map(self._names[directory.number].parse, directory.list(shard)))
         while batch := list(islice(found, _FOUND_BATCH)):
             for page, entry in self._space.add_found(batch):
                 with suppress(OSError):
@@ -145,8 +148,11 @@ class PageFiles:
             least = self._min_free_bytes if spare else 0
             if least is None:
                 least = max(_LEAST_FREE_BYTES, directory.total_bytes // _LEAST_FREE_PART)
-            if directory.free_bytes() >= least + size:
-                return directory
+            try:
+                if directory.free_bytes() >= least + size:
+                    return directory
+            except OSError as exc:
+                self._failed(directory, exc)
         return None
 
     def write(self, directory: PageDirectory, header: PageHeader, data: memoryview, entry: PageEntry) -> bool:
@@ -199,6 +205,7 @@ class PageFiles:
                 self._space.release(entry.size)
 
     def _failed(self, directory: PageDirectory, error: OSError) -> None:
+        """Not to be called with the lock of a shard: it may list all of them."""
         if not is_full(error):
             self._space.disk_error()
             log.warning("page directory %s: %s", directory.root, error)
@@ -210,7 +217,6 @@ class PageFiles:
             self._forgotten.add(directory.number)
         count = self._space.forget_directory(directory.number)
         log.error("page directory %s: out of use with %d pages: %s", directory.root, count, error)
-        self._on_failure()
         if directory.is_gone():  # most likely wiped by hand: go on with an empty one at once
             self.revive()
 
@@ -218,20 +224,23 @@ class PageFiles:
         """Tries the directories that are out of use; the number of those that serve again, pages and all."""
         with self._forgetting:
             numbers = sorted(self._forgotten)
-        revived = 0
-        for directory in (self.directories[number] for number in numbers):
+        return sum(self._revive(self.directories[number]) for number in numbers)
+
+    def _revive(self, directory: PageDirectory) -> bool:
+        with self._opening:
+            if self._closed or directory.usable:  # another thread was first
+                return False
             try:
                 directory.open()
             except ConfigError as exc:
                 log.debug("still out of use: %s", exc)
-                continue
-            with self._forgetting:
-                self._forgotten.discard(directory.number)
-            for shard in range(SHARDS):
-                self.list_shard(shard)
-            log.info("page directory %s: in use again", directory.root)
-            revived += 1
-        return revived
+                return False
+        with self._forgetting:
+            self._forgotten.discard(directory.number)
+        for shard in range(SHARDS):
+            self.list_shard(shard)
+        log.info("page directory %s: in use again", directory.root)
+        return True
 
 
 def _score(page: PageId, directory: PageDirectory) -> float:

@@ -160,7 +160,8 @@ class PageSpace:
             victims.append((page, entry))
             closing.append(self._open.pop(page))
             need -= entry.size
-        self._evictions["capacity"] += len(victims)
+        if victims:
+            self._evictions["capacity"] += len(victims)
         return victims, closing
 
     def forget_directory(self, number: int) -> int:
@@ -173,7 +174,8 @@ class PageSpace:
                 entry = self._index.pop(page)
                 assert entry is not None
                 self.bytes -= entry.size
-            self._evictions["lost"] += len(pages)
+            if pages:
+                self._evictions["lost"] += len(pages)
         del closing
         return len(pages)
 
@@ -181,10 +183,6 @@ class PageSpace:
     def index(self) -> PageIndex:
         """For looking through all pages without the lock: what it gives may be out of date at once."""
         return self._index
-
-    @property
-    def crowded(self) -> bool:
-        return self.bytes > self._high_bytes
 
     def reject(self, reason: str) -> None:
         with self._lock:
