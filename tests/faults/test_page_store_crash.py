@@ -1,4 +1,4 @@
-"""kill -9 at every system call of a put, and system calls that fail: no torn page, no page lost, nothing left."""
+"""kill -9 at every system call of a put, and system calls that fail: nothing torn, lost or left behind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def disk_bytes(root: Path) -> int:
 
 
 def assert_sound(store: FilePageStore, root: Path, expected: set[int], possible: set[int]) -> None:
-    """`expected` pages are there, of the others at most `possible` ones, each whole; and the books are right."""
+    """`expected` pages are there, others only of `possible`, each one whole; and the books are right."""
     here = set()
     for number in expected | possible:
         header, data = page_number(number)

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,12 @@ def test_pages_spread_over_disks_by_their_size(mount: Mount, open_store: Open) -
     assert store.stats().pages == 800
 
 
+def _take_all_descriptors(taken: list[int]) -> None:
+    with suppress(OSError):
+        while True:
+            taken.append(os.open("/dev/null", os.O_RDONLY))
+
+
 def test_descriptors_run_out(tmp_path: Path, open_store: Open) -> None:
     store = open_store(tmp_path / "cache", open_pages=16)
     pages = pages_of("/m/a", 30)
@@ -239,9 +246,7 @@ def test_descriptors_run_out(tmp_path: Path, open_store: Open) -> None:
     taken: list[int] = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        with pytest.raises(OSError, match="Too many open files"):
-            while True:
-                taken.append(os.open("/dev/null", os.O_RDONLY))
+        _take_all_descriptors(taken)
         assert read(store.get(pages[20][0].page)) == pages[20][1], "half of the open pages made room"
         held = [store.get(page[0].page) for page in pages]
         assert all(read(found) == page[1] for found, page in zip(held, pages, strict=True) if found)

@@ -1,4 +1,4 @@
-"""A worker that was killed in full work keeps its pages: twenty thousand small ones, on a file system in memory."""
+"""A worker that starts again keeps its pages: twenty thousand small ones, on a file system in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE_BYTES = 1 << 20
 
 @pytest.fixture(scope="module")
 def root() -> Iterator[Path]:
-    """The directory of a worker that put COUNT pages of some bytes each and was not closed properly."""
+    """The directory of a worker that put COUNT pages of some bytes each."""
     memory = Path("/dev/shm")
     root = Path(tempfile.mkdtemp(prefix="kara-restart-", dir=memory if memory.is_dir() else None))
     store = _open(root / "cache")
