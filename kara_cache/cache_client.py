@@ -25,7 +25,7 @@ from kara_cache.membership.base import Membership, MembershipView
 from kara_cache.membership.configured import membership_of
 from kara_cache.metrics_push import MetricsPush
 from kara_cache.mount import Mount, MountTable, normalize_path
-from kara_cache.page_buffers import aligned_memory
+from kara_cache.page_buffers import fresh_memory
 from kara_cache.process_events import tell_at_exit, watch
 from kara_cache.range_reads import RangeReads
 from kara_cache.read_ahead import ReadAhead, SequentialReader
@@ -82,12 +82,15 @@ class CacheClient:
         self._push = MetricsPush(self._metrics, self._cluster, at_first_use=tell_at_exit)
         self._failover = Failover(self._cluster, self._metrics, timeout_s=config.timeout_s, fallback=fallback)
         self._local = LocalPages()
-        self._reads = FileReads(self._failover, self._local, self._metrics)
+        self._reads = FileReads(self._failover, self._local, self._metrics, self._push)
         self._ranges = RangeReads(self._failover, self._reads, self._local, self._metrics)
         self._writes = FileWrites(self._failover, timeout_s=config.timeout_s)
         self._listing = Listing(self._failover, timeout_s=config.timeout_s)
         self._read_ahead = ReadAhead(
-            self._read_file, self._metrics, window_bytes=config.read_ahead_bytes, timeout_s=config.timeout_s
+            self._reads.read_into,
+            self._metrics,
+            window_bytes=config.read_ahead_bytes,
+            timeout_s=config.timeout_s,
         )
         self._files: dict[int, CachedFile] = {}  # by id of the FileInfo, which each keeps alive
         self._mounts = MountTable()  # as workers told when a url was resolved last
@@ -127,11 +130,11 @@ class CacheClient:
         known = self._files.get(id(file))
         if known is None or known.info is not file:
             known = self._known(file)
-        return self._read_file(known, start, view)
+        return self._reads.read_into(known, start, view)
 
     def read(self, file: FileInfo, start: int, length: int) -> bytes:
         """Bytes [start, start + length), fewer only at the end of the file."""
-        memory = aligned_memory(max(0, min(length, file.size - start)))
+        memory = fresh_memory(max(0, min(length, file.size - start)))
         self.read_into(file, start, memory)
         return bytes(memory)
 
@@ -148,13 +151,6 @@ class CacheClient:
     def open_reader(self, file: FileInfo) -> SequentialReader:
         """For many reads of one file: what is read in sequence is fetched in advance. Close it after use."""
         return self._read_ahead.open(self._known(file))
-
-    def _read_file(self, file: CachedFile, start: int, view: memoryview) -> int:
-        if monotonic() >= self._push.due_at:
-            self._push.when_due()
-        if start < 0:
-            raise ValueError(f"{file.path}: read at {start}, before its start")
-        return self._reads.read_into(file, start, view)
 
     def _known(self, file: FileInfo) -> CachedFile:
         known = self._files.get(id(file))

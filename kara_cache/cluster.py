@@ -102,6 +102,13 @@ class Cluster:
             owners = routes[stripe] = self.owners(table, file.path, stripe)
         return owners
 
+    def first(self, table: Table, owners: tuple[str, ...]) -> WorkerClient | None:
+        """The first of `candidates`, if it is an owner."""
+        for worker_id in owners:
+            if worker_id in table.live and not self.suspects.avoid(worker_id):
+                return table.clients[worker_id]
+        return None
+
     def candidates(self, table: Table, owners: tuple[str, ...]) -> Iterator[tuple[WorkerClient, bool]]:
         """Workers to ask, best first, and whether each should keep what it fetches; suspects are left out.
 

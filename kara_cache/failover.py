@@ -28,7 +28,8 @@ class Detours:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.asked: set[str] = set()
+        self.asked: set[str] = set()  # ids of workers
+        self.corrupt: set[str] = set()  # those of them that had a corrupt page
         self._failures: list[str] = []
         self._last: CacheError | None = None
         self._stale: StaleVersion | None = None
@@ -113,21 +114,24 @@ class Failover:
         for worker, keep in cluster.candidates(table, owners):
             if worker.id in detours.asked:
                 continue
-            detours.asked.add(worker.id)
+            if detours.exhausted or (detours.asked and monotonic() >= deadline):
+                break
             try:
                 answer = ask(worker, keep)
             except (CacheError, UnderStoreError) as exc:
-                detours.note(worker.id, exc)
-                self.failed(worker, exc)
-                if isinstance(exc, PageCorrupt):
-                    # it was told and drops the page: in the end it may be asked again
-                    detours.asked.discard(worker.id)
-                if detours.exhausted or monotonic() >= deadline:
-                    break
+                self.note(detours, worker, exc)
             else:
                 cluster.suspects.answered(worker.id)
                 return answer
         return self._without_workers(path, ask, store, deadline, table, owners, detours)
+
+    def note(self, detours: Detours, worker: WorkerClient, exc: CacheError | UnderStoreError) -> None:
+        """`failed`, and for this call: the worker is not asked again."""
+        detours.note(worker.id, exc)
+        detours.asked.add(worker.id)
+        if isinstance(exc, PageCorrupt):
+            detours.corrupt.add(worker.id)
+        self.failed(worker, exc)
 
     def failed(self, worker: WorkerClient, exc: CacheError | UnderStoreError) -> None:
         """Counts a failed attempt, and leaves the worker alone for a while if it seems to be dead."""
@@ -155,7 +159,8 @@ class Failover:
             except (StaleVersion, UnderStoreError) as exc:
                 detours.note(under_store.url, exc)
         if not detours.exhausted:
-            for worker, keep in self.cluster.last_resort(table, owners, detours.asked):
+            # who was told of a corrupt page drops it, and may be asked once more
+            for worker, keep in self.cluster.last_resort(table, owners, detours.asked - detours.corrupt):
                 if monotonic() >= deadline:
                     break
                 try:

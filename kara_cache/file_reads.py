@@ -8,8 +8,9 @@ from time import monotonic
 from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientMetrics
 from kara_cache.errors import CacheError, PageCorrupt, UnderStoreError
-from kara_cache.failover import Failover
+from kara_cache.failover import Detours, Failover
 from kara_cache.local_pages import LocalPages
+from kara_cache.metrics_push import MetricsPush
 from kara_cache.stripe import STRIPE_BYTES, stripes
 from kara_cache.ufs.base import UnderStore
 from kara_cache.worker_client import WorkerClient
@@ -17,24 +18,53 @@ from kara_cache.worker_client import WorkerClient
 _VERIFY_S = 1.0  # a worker is told of its corrupt page in so long or not at all
 
 
+class _Part:
+    """The bytes of a read that lie in one stripe; the first `held` of them are there already."""
+
+    __slots__ = ("began", "deadline", "file", "held", "start", "view")
+
+    def __init__(
+        self, file: CachedFile, start: int, view: memoryview, held: int, began: float, deadline: float
+    ) -> None:
+        self.file = file
+        self.start = start
+        self.view = view
+        self.held = held
+        self.began = began
+        self.deadline = deadline
+
+
 class FileReads:
     """Thread-safe; usable in a forked child after its parts were told."""
 
-    def __init__(self, failover: Failover, local: LocalPages, metrics: ClientMetrics) -> None:
+    def __init__(
+        self, failover: Failover, local: LocalPages, metrics: ClientMetrics, push: MetricsPush
+    ) -> None:
         self._failover = failover
         self._local = local
         self._metrics = metrics
+        self._push = push
 
     def read_into(self, file: CachedFile, start: int, view: memoryview) -> int:
         """Fills `view` from byte `start`; fewer bytes only at the end of the file."""
+        began = monotonic()
+        if began >= self._push.due_at:
+            self._push.when_due()
+        local = self._local
+        if local.page_sizes and local.read_block(file, start, view, began):
+            self._metrics.local_read(len(view), monotonic() - began)
+            return len(view)
         want = min(len(view), file.size - start)
+        if start < 0:
+            raise ValueError(f"{file.path}: read at {start}, before its start")
         if want <= 0:
             return 0
-        began = monotonic()
+        if want < len(view):
+            view = view[:want]
         held = 0
-        if self._local.page_sizes:
+        if local.page_sizes:
             try:
-                held = self._local.read_held(file, start, view[:want])
+                held = local.read_held(file, start, view)
             except PageCorrupt as exc:
                 self._local_corrupt(file, start, want, exc)
             if held == want:
@@ -42,65 +72,79 @@ class FileReads:
                 return want
         deadline = self._failover.deadline()
         if start % STRIPE_BYTES + want <= STRIPE_BYTES:
-            self._read_stripe(file, start // STRIPE_BYTES, start, view[:want], held, deadline)
+            self._read_part(_Part(file, start, view, held, began, deadline), start // STRIPE_BYTES)
             return want
         for stripe in stripes(start, start + want):
-            part = view[stripe.start - start : stripe.stop - start]
+            piece = view[stripe.start - start : stripe.stop - start]
             # what was held lies at the front, maybe across stripes
-            part_held = max(0, min(held - (stripe.start - start), len(part)))
-            self._read_stripe(file, stripe.index, stripe.start, part, part_held, deadline)
+            piece_held = max(0, min(held - (stripe.start - start), len(piece)))
+            self._read_part(_Part(file, stripe.start, piece, piece_held, monotonic(), deadline), stripe.index)
         return want
 
-    def _read_stripe(
-        self, file: CachedFile, index: int, start: int, view: memoryview, held: int, deadline: float
-    ) -> None:
-        """Bytes within one stripe, of which the first `held` are there already."""
-        began, count = monotonic(), len(view)
-        if held == count:
-            self._metrics.local_read(count, monotonic() - began)
-            return
-
-        def ask(worker: WorkerClient, keep: bool) -> None:
-            nonlocal held
-            if worker.link.is_local and keep:
-                held += self._read_local(worker, file, start + held, view[held:], deadline)
-            if held == count:
-                self._metrics.local_read(count, monotonic() - began)
-                return
-            try:
-                hit = worker.read_into(file, start + held, view[held:], keep=keep, deadline=deadline)
-            except PageCorrupt:
-                self._report(worker, file, start + held, count - held)
-                raise
-            self._metrics.worker_read(count, held, monotonic() - began, hit=hit)
-
-        def from_store(store: UnderStore, path: str) -> None:
-            got = store.read_into(path, start + held, view[held:], version=file.info.version or None)
-            if got != count - held:
-                size = file.size
-                raise UnderStoreError(f"{file.path}: {got} bytes at {start + held} of a file of {size}")
-            self._metrics.store_read(count, held, monotonic() - began)
-
-        failover = self._failover
+    def _read_part(self, part: _Part, stripe: int) -> None:
+        failover, file = self._failover, part.file
         cluster = failover.cluster
         try:
+            if part.held == len(part.view):
+                self._metrics.local_read(part.held, monotonic() - part.began)
+                return
             table = cluster.table()
-            owners = cluster.owners_of(table, file, index)
-            failover.run(file.path, ask, from_store, deadline, table=table, owners=owners)
+            owners = cluster.owners_of(table, file, stripe)
+            # nearly every read ends with the first worker: the machinery of detours comes after it
+            detours, worker = Detours(file.path), cluster.first(table, owners)
+            if worker is not None:
+                try:
+                    self._ask(worker, part, keep=True)
+                except (CacheError, UnderStoreError) as exc:
+                    failover.note(detours, worker, exc)
+                else:
+                    cluster.suspects.answered(worker.id)
+                    return
+            failover.run(
+                file.path,
+                lambda worker, keep: self._ask(worker, part, keep=keep),
+                lambda store, path: self._from_store(store, path, part),
+                part.deadline,
+                table=table,
+                owners=owners,
+                detours=detours,
+            )
         except BaseException:
-            self._metrics.failed_read(monotonic() - began)
+            self._metrics.failed_read(monotonic() - part.began)
             raise
 
-    def _read_local(
-        self, worker: WorkerClient, file: CachedFile, start: int, view: memoryview, deadline: float
-    ) -> int:
-        """What pages of this host give; a corrupt one is reported and the worker asked for its bytes."""
+    def _ask(self, worker: WorkerClient, part: _Part, *, keep: bool) -> None:
+        file, view = part.file, part.view
+        if keep and worker.link.is_local:
+            self._read_local(worker, part)
+            if part.held == len(view):
+                self._metrics.local_read(part.held, monotonic() - part.began)
+                return
+        start = part.start + part.held
+        if part.held:
+            view = view[part.held :]
         try:
-            return self._local.read_into(worker, file, start, view, deadline)
+            hit = worker.read_into(file, start, view, keep=keep, deadline=part.deadline)
+        except PageCorrupt:
+            self._report(worker, file, start, len(view))
+            raise
+        self._metrics.worker_read(len(part.view), part.held, monotonic() - part.began, hit=hit)
+
+    def _from_store(self, store: UnderStore, path: str, part: _Part) -> None:
+        file, start, view = part.file, part.start + part.held, part.view[part.held :]
+        got = store.read_into(path, start, view, version=file.info.version or None)
+        if got != len(view):
+            raise UnderStoreError(f"{file.path}: {got} bytes at {start} of a file of {file.size}")
+        self._metrics.store_read(len(part.view), part.held, monotonic() - part.began)
+
+    def _read_local(self, worker: WorkerClient, part: _Part) -> None:
+        """Takes what pages of this host give; a corrupt one is reported, and its bytes left to a request."""
+        start, view = part.start + part.held, part.view[part.held :]
+        try:
+            part.held += self._local.read_into(worker, part.file, start, view, part.deadline)
         except PageCorrupt as exc:
             self._failover.failed(worker, exc)
-            self._report(worker, file, start, len(view))
-            return 0
+            self._report(worker, part.file, start, len(view))
 
     def _local_corrupt(self, file: CachedFile, start: int, count: int, exc: PageCorrupt) -> None:
         """A page at hand was wrong: whose it is was not kept, so its owners on this host are told."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from time import monotonic
+from typing import NamedTuple
 
 from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientMetrics
@@ -12,7 +12,7 @@ from kara_cache.errors import CacheError, PageCorrupt, UnderStoreError
 from kara_cache.failover import Failover
 from kara_cache.file_reads import FileReads
 from kara_cache.local_pages import LocalPages
-from kara_cache.page_buffers import aligned_memory
+from kara_cache.page_buffers import fresh_memory
 from kara_cache.stripe import STRIPE_BYTES, stripes
 from kara_cache.wire import MAX_RANGES, MAX_RANGES_BODY_BYTES, FileRange, RangeFile, encode_ranges
 from kara_cache.worker_client import RangesRequest, WorkerClient
@@ -23,8 +23,7 @@ _RANGE_BYTES = 16  # of one range in a request, and of one file beside its path 
 _FILE_BYTES = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Bytes within one stripe of one file, and where they go."""
 
     file: CachedFile
@@ -50,14 +49,16 @@ class RangeReads:
         """
         began = monotonic()
         lengths = [max(0, min(length, file.size - start)) for file, start, length in ranges]
-        memory, at = aligned_memory(sum(lengths)), 0
+        memory, at = fresh_memory(sum(lengths)), 0
         views: list[memoryview] = []
         open_pieces: list[Piece] = []
         for (file, start, _), length in zip(ranges, lengths, strict=True):
             view = memory[at : at + length]
             at += length
             views.append(view)
-            if length:
+            if not self._local.page_sizes and 0 < length <= STRIPE_BYTES - start % STRIPE_BYTES:
+                open_pieces.append(Piece(file, start, view))
+            elif length:
                 open_pieces += self._pieces(file, start, view)
         deadline = self._failover.deadline()
         for _ in range(_ROUNDS):
@@ -92,14 +93,19 @@ class RangeReads:
         left: list[Piece] = []
         cluster = self._failover.cluster
         table = cluster.table()
+        asked: dict[tuple[str, ...], WorkerClient | None] = {}  # by owners
         for piece in pieces:
             owners = cluster.owners_of(table, piece.file, piece.start // STRIPE_BYTES)
-            worker, _ = next(cluster.candidates(table, owners), (None, False))
+            if owners not in asked:
+                asked[owners], _ = next(cluster.candidates(table, owners), (None, False))
+            worker = asked[owners]
             if worker is None:
                 left.append(piece)
+            elif (group := groups.get(worker.id)) is not None:
+                group.append(piece)
             else:
                 workers[worker.id] = worker
-                groups.setdefault(worker.id, []).append(piece)
+                groups[worker.id] = [piece]
         requests = [
             (workers[worker_id], part) for worker_id, group in groups.items() for part in _requests(group)
         ]

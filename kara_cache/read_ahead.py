@@ -13,9 +13,9 @@ from functools import partial
 from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientMetrics
 from kara_cache.errors import WorkerUnavailable
-from kara_cache.page_buffers import PageBuffers, aligned_memory
+from kara_cache.page_buffers import PageBuffers, fresh_memory
 from kara_cache.read_threads import ReadThreads
-from kara_cache.read_window import Window, after_read, outdated, wanted
+from kara_cache.read_window import Window, after_read, goes_on, outdated, wanted
 
 _COPY_BYTES = 64 << 10  # up to here a copy is cheaper than a buffer that cannot be used again
 
@@ -143,7 +143,7 @@ class SequentialReader:
             lent = self._lend(start, start + want)
             if lent is not None:
                 return lent
-        memory = aligned_memory(want)
+        memory = fresh_memory(want)
         self._copy(start, memory)
         return memory.toreadonly()
 
@@ -164,6 +164,9 @@ class SequentialReader:
         shared = self._shared
         if self._generation != shared.generation:
             self._reset()
+        if goes_on(self._window, start, stop):
+            self._window = Window(stop, self._window.ahead)
+            return
         if shared.orphans:
             shared.release_orphans()
         queued: list[_Chunk] = []

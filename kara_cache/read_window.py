@@ -7,7 +7,7 @@ fetch for one that jumps about.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 UNIT_BYTES = (
     1 << 20
@@ -16,8 +16,7 @@ MAX_CHUNK_BYTES = 8 << 20  # what a worker asks its store for in one request
 _STRAYS = 2  # reads elsewhere, in a row, after which the sequence is given up
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):  # one is made for each read: a dataclass would take three times as long
     """What is known of one reader."""
 
     position: int = -1  # where its next read begins if it goes on in sequence
@@ -49,7 +48,17 @@ def after_read(window: Window, start: int, stop: int, limit: int) -> Window:
         return Window(position=stop, ahead=UNIT_BYTES if limit >= UNIT_BYTES else 0)
     if window.strays + 1 >= _STRAYS:
         return Window(position=stop)
-    return replace(window, stray=stop, strays=window.strays + 1)
+    return Window(window.position, window.ahead, stop, window.strays + 1)
+
+
+def goes_on(window: Window, start: int, stop: int) -> bool:
+    """Whether [start, stop) only continues within a unit for which `wanted` was asked already."""
+    return (
+        start == window.position
+        and window.ahead > 0
+        and start % UNIT_BYTES != 0
+        and start // UNIT_BYTES == stop // UNIT_BYTES
+    )
 
 
 def wanted(

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientMetrics
 from kara_cache.errors import WorkerUnavailable
-from kara_cache.page_buffers import PageBuffers, aligned_memory
+from kara_cache.page_buffers import PageBuffers, fresh_memory
 from kara_cache.read_ahead import ReadAhead, SequentialReader
 from kara_cache.read_threads import ReadThreads
-from kara_cache.read_window import MAX_CHUNK_BYTES, UNIT_BYTES, Window, after_read, outdated, wanted
+from kara_cache.read_window import MAX_CHUNK_BYTES, UNIT_BYTES, Window, after_read, goes_on, outdated, wanted
 from kara_cache.ufs.base import FileInfo
 
 MIB = UNIT_BYTES
@@ -101,7 +101,14 @@ def test_chunks_grow_with_the_window() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 40 * MIB), st.integers(1, 3 * MIB), st.booleans()), max_size=25),
+    st.lists(
+        st.tuples(
+            st.integers(0, 40 * MIB),
+            st.one_of(st.integers(1, 3 * MIB), st.integers(1, 9000), st.just(MIB // 4)),
+            st.booleans(),
+        ),
+        max_size=25,
+    ),
     st.integers(0, 20 * MIB),
 )
 def test_nothing_is_fetched_twice_and_the_window_is_bounded(
@@ -115,9 +122,11 @@ def test_nothing_is_fetched_twice_and_the_window_is_bounded(
         if start >= stop:
             continue
         position = stop
+        going_on = goes_on(window, start, stop)
         window = after_read(window, start, stop, limit)
         held = [chunk for chunk in held if not outdated(window, start, *chunk)]
         for at, to in wanted(window, start, stop, size, held):
+            assert not going_on, "a reader may skip the question"
             assert start <= at < to <= size
             assert to <= stop + window.ahead + window.chunk_bytes
             assert to - at <= window.chunk_bytes
@@ -457,6 +466,7 @@ def test_buffers_are_page_aligned_and_within_their_budget() -> None:
     assert buffers.take(512 << 10) is not None  # what was free in another size made room
 
 
-def test_small_memory_is_plain() -> None:
-    assert len(aligned_memory(0)) == 0
-    assert len(aligned_memory(100)) == 100
+@pytest.mark.parametrize("size", [0, 100, 40 * MIB])
+def test_fresh_memory_is_writable_and_as_long_as_asked(size: int) -> None:
+    memory = fresh_memory(size)
+    assert (len(memory), memory.readonly) == (size, False)
