@@ -62,18 +62,17 @@ class EtcdMembership:
         self._idle_timeout_s = idle_timeout_s
         self._disk = None if state_dir is None else LastKnownView(state_dir, cluster, client.endpoints)
         self._lock = threading.Lock()  # guards the replacement of _follower
-        self._follower: _Follower | None = None
+        self._follower: _Follower | None = None  # of this process
+        self._inherited: _Follower | None = None  # of the process that forked us
         self._closed = False
-        _renew_lock_after_fork(self)
+        _reset_after_fork(self)
 
     def __repr__(self) -> str:
         view = self._follower.view if self._follower else _NOBODY
         return f"<EtcdMembership {self._cluster}: {len(view.workers)} workers, revision {view.revision}>"
 
     def view(self) -> MembershipView:
-        follower = self._follower
-        if follower is None or follower.pid != os.getpid():
-            follower = self._follow()
+        follower = self._follower or self._follow()
         if not follower.settled.is_set():
             follower.settled.wait(self._client.connect_timeout_s)
             follower.settled.set()  # whoever comes later need not wait for a silent etcd again
@@ -108,14 +107,13 @@ class EtcdMembership:
             follower.join(timeout_s=1.0)
 
     def _follow(self) -> _Follower:
-        inherited = self._follower
+        inherited = self._inherited
         known = inherited.view if inherited else (self._disk and self._disk.load()) or _NOBODY
         with self._lock:
-            follower = self._follower
-            if follower is not None and follower.pid == os.getpid():
-                return follower  # another thread was quicker
+            if self._follower is not None:
+                return self._follower  # another thread was quicker
             follower = _Follower(self._client, self._cluster, self._disk, known, self._idle_timeout_s)
-            if inherited is not None or self._closed:
+            if self._closed or (inherited is not None and inherited.settled.is_set()):
                 follower.settled.set()
             if not self._closed:
                 # The thread holds the follower, never the membership: dropping the latter ends the thread.
@@ -253,15 +251,18 @@ _memberships: weakref.WeakSet[EtcdMembership] = weakref.WeakSet()
 _hooked = False
 
 
-def _renew_lock_after_fork(membership: EtcdMembership) -> None:
-    """A lock that another thread holds at fork() would stay locked in the child for ever."""
+def _reset_after_fork(membership: EtcdMembership) -> None:
+    """A hook rather than a look at the pid: `view` is called for every read, and getpid costs half of it."""
     global _hooked
     _memberships.add(membership)
     if not _hooked:
         _hooked = True
-        os.register_at_fork(after_in_child=_renew_locks)
+        os.register_at_fork(after_in_child=_reset_all)
 
 
-def _renew_locks() -> None:
+def _reset_all() -> None:
+    """The child has no thread of ours, and a lock that another thread held would stay locked for ever."""
     for membership in list(_memberships):
         membership._lock = threading.Lock()
+        membership._inherited = membership._follower or membership._inherited
+        membership._follower = None

@@ -17,7 +17,11 @@ from kara_cache.membership.etcd_json import Delete, KeyEvent, Put, Range, Unchan
 from kara_worker.testing.etcd_cluster import EtcdCluster
 from kara_worker.testing.etcd_server import EtcdServer, ServerTls, enable_auth
 
-pytestmark = pytest.mark.etcd
+pytestmark = [
+    pytest.mark.etcd,
+    # Python 3.12 warns of what these tests are about.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module", params=etcd_servers.RELEASES)

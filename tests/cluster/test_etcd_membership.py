@@ -27,7 +27,11 @@ from kara_cache.membership.roster import Roster
 from kara_worker.testing.etcd_cluster import EtcdCluster
 from kara_worker.testing.etcd_server import EtcdServer, enable_auth
 
-pytestmark = pytest.mark.etcd
+pytestmark = [
+    pytest.mark.etcd,
+    # Python 3.12 warns of what these tests are about.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
 
 WAIT_S = 20.0
 Follow = Callable[..., EtcdMembership]

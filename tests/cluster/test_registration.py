@@ -229,7 +229,7 @@ def test_a_worker_starts_without_etcd_and_registers_when_it_comes(
     until(lambda: registration.stats().failures > 2)
     assert not registration.wait_held(0)
     assert registration.lease_state == "never"
-    assert caplog.text.count("cannot reach etcd") == 1
+    assert caplog.text.count("does not get through") == 1
 
     own_etcd.start()
     assert registration.wait_held(WAIT_S)
@@ -421,6 +421,19 @@ def test_closing_while_etcd_is_down_or_silent_ends(own_etcd: EtcdServer, enter: 
     own_etcd.kill()
     down.leave()
     assert not any(thread.name == "kara-registration" for thread in threading.enumerate())
+
+
+def test_a_callback_may_close_what_called_it(etcd: EtcdServer, seen: EtcdMembership, enter: Enter) -> None:
+    made: list[Registration] = []
+    began = threading.Event()
+
+    def on_change(state: LeaseState) -> None:
+        assert began.wait(WAIT_S)
+        made[0].close()
+
+    made.append(enter(etcd.url, worker(1), on_change=on_change))
+    began.set()
+    seen.wait_for(are({1: "passive"}), WAIT_S)
 
 
 def test_a_lease_time_that_is_none_is_refused() -> None:

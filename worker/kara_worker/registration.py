@@ -57,7 +57,7 @@ class LeaseState(str, enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class RegistrationStats:
-    """Counters since the start. keepalives + reregistrations + failures <= beats."""
+    """Counters since the start. reregistrations <= losses: a late renewal may find the lease still there."""
 
     keepalives: int  # renewals that etcd confirmed
     losses: int  # times that `lease_state` went from held to lost
@@ -201,7 +201,7 @@ class Registration:
         with self._changed:
             first, self._stopping = not self._stopping, True
         self._wake.set()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(self._client.timeout_s + 1.0)  # a call that waits for a silent etcd
         return first
 
@@ -215,8 +215,10 @@ class Registration:
             logger.warning("the lease runs out by itself in %d s: %s", self._ttl_s, exc)
 
     def _run(self) -> None:
-        while not self._stopping:
+        while True:
             self._wake.clear()  # before the beat: what is set during it asks for another one
+            if self._stopping:
+                return
             began = time.monotonic()
             next_s = self._try_beat()
             self._note_state()
@@ -233,7 +235,7 @@ class Registration:
         except MembershipError as exc:
             self._failures += 1
             if not self._failing:  # once for each outage
-                logger.warning("registration cannot reach etcd, it keeps trying: %s", exc)
+                logger.warning("registration does not get through, it keeps trying: %s", exc)
             self._failing = True
         except Exception:
             self._failures += 1
@@ -322,7 +324,8 @@ class Registration:
             return
         if live.value != encode_live(record):
             put = Put(self._live_key, encode_live(record), lease.id)
-            self._client.txn([Unchanged(self._live_key, live.mod_revision)], then=[put])
+            if not self._client.txn([Unchanged(self._live_key, live.mod_revision)], then=[put]).succeeded:
+                self._wake.set()
         wanted = encode_member(MemberRecord(record.info))
         if member is None or member.value != wanted:
             self._client.put(self._member_key, wanted)
