@@ -99,6 +99,8 @@ class OssApi:
             raise ConfigError(f"store {self.url}: endpoint {endpoint!r}, want host or host:port")
         if not oss2.utils.is_valid_bucket_name(bucket):
             raise ConfigError(f"store {self.url}: bucket {bucket!r}, want 3-63 of a-z, 0-9 and -")
+        if options.ca_file and not os.path.isfile(options.ca_file):
+            raise ConfigError(f"store {self.url}: ca_file {options.ca_file!r} is not a file")
         auth = _auth(options, self.url)
         region = options.region or _region_of(host)
         if not region and options.signature == "v4" and not isinstance(auth, oss2.AnonymousAuth):
@@ -234,14 +236,14 @@ class OssSession:
 
     def __init__(self, endpoint: str, options: OssOptions) -> None:
         scheme, host = endpoint.split("://")
-        context = ssl.create_default_context(cafile=options.ca_file or None) if scheme == "https" else None
         timeout = urllib3.Timeout(connect=options.connect_timeout_s, read=options.read_timeout_s)
         proxy = None if proxy_bypass(host) else getproxies().get(scheme)
         common: dict[str, Any] = {
             "maxsize": options.max_connections,
             "timeout": timeout,
             "retries": False,
-            "ssl_context": context,
+            "cert_reqs": "CERT_REQUIRED",
+            "ca_certs": options.ca_file or None,  # None: those of the system
         }
         self._pool = urllib3.ProxyManager(proxy, **common) if proxy else urllib3.PoolManager(**common)
 

@@ -220,6 +220,8 @@ def _check(options: S3Options, url: str) -> None:
         raise ConfigError(
             f"store {url}: addressing_style {options.addressing_style!r}, want one of {_STYLES}"
         )
+    if options.ca_file and not os.path.isfile(options.ca_file):
+        raise ConfigError(f"store {url}: ca_file {options.ca_file!r} is not a file")
     endpoint = urlsplit(options.endpoint_url)
     if options.endpoint_url and (endpoint.scheme not in ("http", "https") or not endpoint.hostname):
         raise ConfigError(f"store {url}: endpoint_url must be http[s]://host[:port]")

@@ -103,6 +103,7 @@ def test_url_of_a_store(url: str, options: dict[str, Any], shown: str) -> None:
         ("oss://h/x", {}, "bucket 'x'"),
         ("oss://h/data/../other", {}, "not allowed"),
         ("oss:///data", {}, "endpoint"),
+        ("oss://h/data", {"ca_file": "/none"}, "ca_file '/none'"),
         ("oss://ho st/data", {}, "endpoint"),
     ],
 )

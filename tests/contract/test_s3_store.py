@@ -79,6 +79,7 @@ def test_url_of_a_store(url: str, shown: str) -> None:
         ("s3://data", {**KEYS, "endpoint_url": "host:9000"}, "endpoint_url"),
         ("s3://data", {**KEYS, "endpoint_url": f"http://u:{SECRET}@host"}, "endpoint_url"),
         ("s3://data", {**KEYS, "endpoint": "http://host"}, "endpoint"),
+        ("s3://data", {**KEYS, "ca_file": "/none"}, "ca_file '/none'"),
     ],
 )
 def test_wrong_configuration(url: str, options: dict[str, Any], message: str) -> None:
