@@ -35,6 +35,10 @@ def is_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
+def is_disk_fault(error: OSError) -> bool:
+    return error.errno not in _FULL | _NOT_THE_DISK
+
+
 class PageDirectory:
     """Thread-safe. `usable` says whether the disk is trusted; whoever sees it fail calls `failed`."""
 
@@ -103,7 +107,10 @@ class PageDirectory:
                 f"{', ...' * (len(others) > 3)}, so it is not ours: name a new or empty directory"
             )
         new = self.root / _NEW_MARKER
-        new.write_text(json.dumps({"format": FORMAT, "page_bytes": self._page_bytes}) + "\n")
+        with open(new, "w", encoding="ascii") as file:
+            file.write(json.dumps({"format": FORMAT, "page_bytes": self._page_bytes}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # an empty marker after a power failure would keep us from starting
         os.rename(new, self.root / MARKER)
 
     def _lock(self) -> None:
@@ -143,7 +150,7 @@ class PageDirectory:
     def path(self, shard: int, name: str) -> str:
         return f"{self._pages}/{shard:02x}/{name}"
 
-    def list(self, shard: int) -> list[str]:
+    def names(self, shard: int) -> list[str]:
         """Names of the files of a shard, without what crashed writers left: that is removed."""
         try:
             names = os.listdir(f"{self._pages}/{shard:02x}")
@@ -180,15 +187,14 @@ class PageDirectory:
 
     def is_gone(self) -> bool:
         """Whether somebody wiped it, or nothing is mounted there any more."""
-        return not (self.root / MARKER).exists()
+        return not os.path.exists(self.root / MARKER)  # False, not OSError, from a disk that cannot tell
 
     def worked(self) -> None:
         self._failures = 0
 
     def failed(self, error: OSError) -> bool:
         """Counts a failure; True if the directory is unusable now."""
-        if error.errno not in _FULL | _NOT_THE_DISK:
-            self._failures += 1
+        self._failures += is_disk_fault(error)
         if self._failures >= _FAILURES_TO_BAD or (error.errno == errno.ENOENT and self.is_gone()):
             self.usable = False
         return not self.usable

@@ -14,7 +14,7 @@ from itertools import islice
 from kara_cache.checksum import checksum
 from kara_cache.errors import ConfigError
 from kara_cache.page import PageHeader, PageId
-from kara_worker.page_directory import PageDirectory, is_full
+from kara_worker.page_directory import PageDirectory, is_disk_fault, is_full
 from kara_worker.page_file import (
     SHARDS,
     OpenPage,
@@ -103,7 +103,7 @@ class PageFiles:
             self._failed(directory, error)
 
     def _list(self, directory: PageDirectory, shard: int) -> None:
-        found = filter(None, map(self._names[directory.number].parse, directory.list(shard)))
+        found = filter(None, map(self._names[directory.number].parse, directory.names(shard)))
         while batch := list(islice(found, _FOUND_BATCH)):
             for page, entry in self._space.add_found(batch):
                 with suppress(OSError):
@@ -208,7 +208,9 @@ class PageFiles:
         """Not to be called with the lock of a shard: it may list all of them."""
         if not is_full(error):
             self._space.disk_error()
-            log.warning("page directory %s: %s", directory.root, error)
+            log.log(
+                logging.WARNING if is_disk_fault(error) else logging.DEBUG, "%s: %s", directory.root, error
+            )
         if not directory.failed(error):
             return
         with self._forgetting:
