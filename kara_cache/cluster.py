@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from kara_cache.cached_file import CachedFile
@@ -109,15 +109,18 @@ class Cluster:
                 return table.clients[worker_id]
         return None
 
-    def candidates(self, table: Table, owners: tuple[str, ...]) -> Iterator[tuple[WorkerClient, bool]]:
-        """Workers to ask, best first, and whether each should keep what it fetches; suspects are left out.
+    def candidates(
+        self, table: Table, owners: tuple[str, ...], asked: Collection[str] = ()
+    ) -> Iterator[tuple[WorkerClient, bool]]:
+        """Workers to ask, best first, and whether each should keep what it fetches.
 
+        Suspects are left out, and `asked`, who were asked before and count among those that keep.
         Owners by rank, then a few of the others, taken from the first owner's place in the order of
         ids on, so that the keys of a dead worker fall on all.
         """
-        keepers = _KEEPERS
+        keepers = _KEEPERS - len(asked)
         for worker_id in owners:
-            if worker_id in table.live and not self.suspects.avoid(worker_id):
+            if worker_id not in asked and worker_id in table.live and not self.suspects.avoid(worker_id):
                 yield table.clients[worker_id], keepers > 0
                 keepers -= 1
         spares = _SPARES

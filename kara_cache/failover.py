@@ -111,9 +111,7 @@ class Failover:
             owners = cluster.owners(table, path)
         if detours is None:
             detours = Detours(path)
-        for worker, keep in cluster.candidates(table, owners):
-            if worker.id in detours.asked:
-                continue
+        for worker, keep in cluster.candidates(table, owners, detours.asked):
             if detours.exhausted or (detours.asked and monotonic() >= deadline):
                 break
             try:
