@@ -109,12 +109,20 @@ class KaraFileSystem(KaraTree):
         names = self._strip(paths)
         return self._cat_batch(list(zip(names, *spans, strict=True)), raising=on_error == "raise")
 
-    def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
-        names = self.expand_path(path, recursive=recursive, **kwargs)
+    def cat(
+        self,
+        path: Any,
+        recursive: bool = False,
+        on_error: str = "raise",
+        *,
+        maxdepth: int | None = None,
+    ) -> Any:
+        """Bytes of one path, or a mapping of bytes for a list, a glob or a directory, read in batches."""
+        names = self.expand_path(path)
+        if recursive:
+            names = sorted({file for name in names for file in self.find(name, maxdepth=maxdepth)})
         if isinstance(path, (str, os.PathLike)) and names == [self._strip(path)]:
             return self.cat_file(names[0])
-        if recursive:
-            names = [name for name in names if not self.isdir(name)]
         contents = self._cat_batch([(name, None, None) for name in names], raising=on_error == "raise")
         return {
             name: content
@@ -150,12 +158,12 @@ class KaraFileSystem(KaraTree):
             self.makedirs(path2, exist_ok=True)
         elif file.path != self.kara_path(path2):
             with self.open(path2, "wb") as out:
-                self._copy(file, out, DEFAULT_CALLBACK)
+                self._copy(path1, file, out, DEFAULT_CALLBACK)
 
-    def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+    def mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
         """Copies, then deletes; nothing is deleted before everything is copied."""
-        if self.kara_path(path1) == self.kara_path(path2):
-            return  # spelled differently, they would be copied onto themselves and then deleted
+        if not isinstance(path1, list) and self.kara_path(path1) == self.kara_path(path2):
+            return  # spelled differently, it would be copied onto itself and then deleted
         super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth)
 
     def rm_file(self, path: str) -> None:
@@ -163,7 +171,7 @@ class KaraFileSystem(KaraTree):
         self.invalidate_cache(path)
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """Deletes files, and with `recursive` directories. The directory of all mounts is refused."""
+        """Deletes files, and with `recursive` directories. A whole mount is refused, with nothing deleted."""
         for name in self.expand_path(path):
             if not self.isdir(name):
                 self.rm_file(name)
@@ -198,12 +206,12 @@ class KaraFileSystem(KaraTree):
         if outfile is None and isfilelike(lpath):
             outfile = lpath
         if outfile is not None:
-            self._copy(file, outfile, callback)
+            self._copy(rpath, file, outfile, callback)
         elif file.is_dir:
             os.makedirs(lpath, exist_ok=True)
         else:
             with replacing(lpath) as out:
-                self._copy(file, out, callback)
+                self._copy(rpath, file, out, callback)
 
     def upload(self, lpath: Any, rpath: Any, recursive: bool = False, **kwargs: Any) -> bool:
         """`put`: from local `lpath` to `rpath` in the store. Returns True."""
@@ -285,24 +293,25 @@ class KaraFileSystem(KaraTree):
         except (KaraError, OSError) as error:
             return error
 
-    def _copy(self, file: FileInfo, out: Any, callback: Callback) -> None:
+    def _copy(self, path: str, file: FileInfo, out: Any, callback: Callback) -> None:
         callback.set_size(file.size)
         buffer = memoryview(bytearray(min(COPY_BYTES, file.size)))
-        with KaraFile(self, file.path, file) as source:
+        with KaraFile(self, self._strip(path), file) as source:
             while count := source.readinto(buffer):
                 out.write(buffer[:count])
                 callback.relative_update(count)
 
     def _rm_tree(self, top: str, maxdepth: int | None) -> None:
+        if self.kara_path(top).count("/") == 1:
+            raise PermissionError(errno.EPERM, f"a whole mount; to empty it, delete {top}/*", top)
         found = self.find(top, maxdepth=maxdepth, withdirs=True, detail=True)
         directories = [name for name, entry in found.items() if entry["type"] == "directory"]
         with ThreadPoolExecutor(REQUESTS_AT_ONCE, "kara-rm") as pool:
             for _ in pool.map(self.rm_file, found.keys() - directories):
                 pass
         for name in sorted(directories, reverse=True):
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # a prefix in an object store went with its last file
+            # a prefix in an object store went with the last file in it
+            with contextlib.suppress(FileNotFoundError):
                 self.rm_file(name)
 
     def _refuse_existing(self, path: str) -> None:

@@ -16,7 +16,7 @@ from fsspec.utils import stringify_path, tokenize
 from kara_cache.attachment import Attachment
 from kara_cache.cache_client import CacheClient
 from kara_cache.config import ClientConfig
-from kara_cache.errors import ConfigError, UnderStoreError
+from kara_cache.errors import ConfigError, KaraError
 from kara_cache.kara_url import NameSpace, rebase, strip_kara
 from kara_cache.ufs.base import FileInfo
 
@@ -45,8 +45,9 @@ class KaraTree(ChainedFileSystem):
     Sync, thread-safe and usable after `fork()`. Instances with the same options share one
     `CacheClient` per process, also across threads, where fsspec makes an instance for each.
 
-    Raises (from any method): FileNotFoundError, PermissionError and the like are the store's
-    answers; `UnderStoreError` (an OSError) means that neither cache nor store could answer.
+    What methods raise: FileNotFoundError, PermissionError and the like are the store's answers;
+    `AccessDenied`, that the cache refused us; `UnderStoreError` and `WorkerUnavailable`, that nobody
+    could answer.
     """
 
     protocol: ClassVar[str] = "kara"
@@ -218,7 +219,7 @@ class KaraTree(ChainedFileSystem):
     ) -> Iterator[tuple[str, Any, Any]]:
         """As in fsspec, except that "omit" leaves out what is missing or forbidden and nothing else.
 
-        A listing with holes where the store failed would pass for the whole data set.
+        A listing with holes where the store failed, or the cache refused us, would pass for the whole.
         """
         if maxdepth is not None and maxdepth < 1:
             raise ValueError(f"maxdepth must be at least 1, got {maxdepth}")
@@ -228,7 +229,7 @@ class KaraTree(ChainedFileSystem):
         except OSError as error:
             if callable(on_error):
                 on_error(error)
-            elif on_error == "raise" or isinstance(error, UnderStoreError):
+            elif on_error == "raise" or isinstance(error, KaraError):
                 raise
             return
         below = {entry["name"].rsplit("/", 1)[-1]: entry for entry in entries if entry["name"] != name}

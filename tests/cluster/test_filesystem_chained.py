@@ -19,7 +19,7 @@ from mounted import Mounted, mounted
 from services import require_module
 
 from kara_cache import local_worker
-from kara_cache.errors import ConfigError
+from kara_cache.errors import AccessDenied, ConfigError
 from kara_cache.filesystem import KaraFileSystem
 from kara_worker.testing.oss_server import OssServer
 from kara_worker.testing.rude_http_server import RudeHttpServer
@@ -45,6 +45,9 @@ def test_a_url_leads_to_the_mount_that_holds_it(kara: Mounted) -> None:
         assert [file.read() for file in opened] == [b"a" * 10, b"b" * 10, b"c" * 10]
     fs, path = url_to_fs(url, kara=kara.options)
     assert fs.kara_path(path) == "/data/set"
+    fs.cp_file(f"{path}/a.bin", f"{path}/copy")
+    assert (kara.directory / "set" / "copy").read_bytes() == b"a" * 10
+    fs.rm(f"{path}/copy")
     assert fs.ls(path, detail=False) == [f"{kara.directory}/set/{part}.bin" for part in "abc"]
     assert kara.cluster.total("kara_worker_fills_total") == 3
     with fsspec.open(f"{url}/new.txt", "w", kara=kara.options) as file:
@@ -59,6 +62,18 @@ def test_a_url_that_no_mount_covers_names_the_mounts(kara: Mounted) -> None:
         fs.cat("memory://elsewhere/a")
     assert kara.filesystem().cat_ranges([f"file://{kara.directory}/none"], 0, 1)
     fs.close()
+
+
+def test_a_refusal_is_never_an_empty_listing(tmp_path: Path) -> None:
+    secret = "a secret of at least thirty-two bytes"
+    with mounted(tmp_path, secret=secret) as kara:
+        (kara.directory / "a").write_bytes(b"content")
+        allowed, refused = kara.filesystem(secret=secret), kara.filesystem()
+        assert allowed.find("data") == ["data/a"]
+        for ask in (refused.find, refused.exists, refused.cat, lambda path: list(refused.walk(path))):
+            with pytest.raises(AccessDenied):
+                ask("data")
+        allowed.close()
 
 
 def test_a_worker_that_dies_in_the_middle_costs_nothing(kara: Mounted) -> None:

@@ -184,6 +184,11 @@ def test_removal(fs: KaraFileSystem, place: tuple[str, Path]) -> None:
     assert os.listdir(directory) == []
     with pytest.raises(FileNotFoundError):
         fs.rm(f"{name}/a")
+    fs.touch(f"{name}/f")
+    for whole in ("data", "/"):
+        with pytest.raises(PermissionError, match="whole mount"):
+            fs.rm(whole, recursive=True)
+    assert fs.exists(f"{name}/f")
 
 
 def test_copies_and_moves(fs: KaraFileSystem, place: tuple[str, Path]) -> None:
