@@ -295,7 +295,10 @@ def answered_error(connection: Connection, path: str) -> BaseException:
     """The exception that an answer other than 200 carries; reads its body to the end."""
     error = decode_error(connection.head.status, connection.receive_all(_MAX_ERROR_BYTES), connection.where)
     number = _ERRNO.get(type(error))
-    return error if number is None else type(error)(number, str(error) or os.strerror(number), path)
+    if number is None:
+        return error
+    text = str(error).removesuffix(f": {path}")  # the message has the file's name at its end already
+    return type(error)(number, text or os.strerror(number), path)
 
 
 def _json(connection: Connection) -> Any:

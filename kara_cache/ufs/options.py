@@ -24,5 +24,5 @@ def parse_options(options: Mapping[str, Any], kind: type[_Options], *, url: str)
     try:
         return msgspec.convert(dict(options), kind, strict=False)
     except msgspec.ValidationError as error:
-        known = ", ".join(sorted(kind.__struct_fields__))
+        known = ", ".join(sorted(kind.__struct_fields__)) or "none"
         raise ConfigError(f"options of {url}: {error}; known options: {known}") from error

@@ -76,6 +76,10 @@ class WorkerDaemon:
 
     def _build(self, stack: contextlib.AsyncExitStack) -> None:
         config = self._config
+        self._stores = MountedStores(config.mounts, self._metrics)
+        stack.callback(self._stores.close)
+        for mount in config.mounts:
+            self._stores.store(mount)  # a wrong option or a missing secret shows now, not at the first read
         store = config.store
         directories = [Path(directory) for directory in store.page_dirs]
         self._pages = FilePageStore(
@@ -90,8 +94,6 @@ class WorkerDaemon:
         # the store has claimed and locked the directories, or refused them with nothing touched
         self._fingerprint = stack.enter_context(DirectoryLock(directories[0])).fingerprint
         self.identity = load_or_create_identity(directories[0])
-        self._stores = MountedStores(config.mounts, self._metrics)
-        stack.callback(self._stores.close)
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="call")
         stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
         self._cache = PageCache(
