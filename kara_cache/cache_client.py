@@ -19,6 +19,7 @@ from kara_cache.errors import CacheError, UnderStoreError, WorkerUnavailable
 from kara_cache.failover import Failover, Fallback
 from kara_cache.file_reads import FileReads
 from kara_cache.file_writes import CacheWriter, FileWrites
+from kara_cache.known_mounts import KnownMounts
 from kara_cache.listing import Listing
 from kara_cache.local_pages import LocalPages
 from kara_cache.membership.base import Membership, MembershipView
@@ -80,6 +81,7 @@ class CacheClient:
         self._cluster = Cluster(self._membership, transport, Suspects(config.suspect_s))
         self._metrics = ClientMetrics()
         self._push = MetricsPush(self._metrics, self._cluster, at_first_use=tell_at_exit)
+        self._known_mounts = KnownMounts(self._cluster)
         self._failover = Failover(self._cluster, self._metrics, timeout_s=config.timeout_s, fallback=fallback)
         self._local = LocalPages()
         self._reads = FileReads(self._failover, self._local, self._metrics, self._push)
@@ -160,7 +162,7 @@ class CacheClient:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file.path)
         if len(self._files) >= _MAX_FILES:
             self._files.clear()
-        known = self._files[id(file)] = CachedFile(file)
+        known = self._files[id(file)] = CachedFile(file, replicas=self._known_mounts.replicas(file.path))
         return known
 
     # -- writing -----------------------------------------------------------------------------------

@@ -21,12 +21,15 @@ class CachedFile:
         "range_file",
         "read_through",
         "reading",
+        "replicas",
         "routes",
         "size",
     )
 
-    def __init__(self, info: FileInfo) -> None:
+    def __init__(self, info: FileInfo, *, replicas: int = 1) -> None:
+        """`replicas` owners of each stripe keep its pages; each process begins with one of its own."""
         self.info = info
+        self.replicas = replicas
         self.path = info.path
         self.size = info.size
         self.file_id = file_id(info.path, info.version, info.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Cluster:
         self.membership = membership
         self.suspects = suspects
         self._transport = transport
+        self._turn = random.randrange(1 << 30)  # so that processes spread over the replicas
         self._table: Table | None = None
         self._building = threading.Lock()  # guards the change of _table
 
@@ -92,14 +94,19 @@ class Cluster:
         return table.placement.owners(stripe_key(path, stripe), RANKS)
 
     def owners_of(self, table: Table, file: CachedFile, stripe: int) -> tuple[str, ...]:
-        """The same, remembered with the file."""
+        """The same, remembered with the file. Replicas come in an order of this process's own."""
         placement, routes = file.routes
         if placement is not table.placement:
             routes = {}
             file.routes = table.placement, routes
         owners = routes.get(stripe)
         if owners is None:
-            owners = routes[stripe] = self.owners(table, file.path, stripe)
+            owners = self.owners(table, file.path, stripe)
+            if file.replicas > 1 and owners:
+                equals = owners[: file.replicas]
+                turn = (self._turn + stripe) % len(equals)
+                owners = equals[turn:] + equals[:turn] + owners[file.replicas :]
+            routes[stripe] = owners
         return owners
 
     def first(self, table: Table, owners: tuple[str, ...]) -> WorkerClient | None:

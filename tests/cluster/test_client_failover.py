@@ -185,10 +185,12 @@ def test_a_worker_that_moved_is_found_at_its_new_address(trio: Trio, connect: Co
 def test_all_suspect_workers_are_better_than_none(trio: Trio, connect: Connect) -> None:
     client, file = connect(), trio.workers["a"].file(PATH)
     for worker in trio.workers.values():
-        worker.plan("GET", "/read", script.reset)
+        worker.always("GET", "/read", script.reset)
     with pytest.raises(WorkerUnavailable):
         client.read(file, 0, 10)
     assert client.metrics.fallbacks == {"reset": 3}
+    for worker in trio.workers.values():
+        worker.always("GET", "/read", None)
     assert client.read(file, 0, 10) == CONTENT[:10]
 
 
@@ -384,6 +386,47 @@ def test_a_read_across_stripes_goes_to_the_owner_of_each(connect: Connect, trio:
     assert client.metrics.reads["worker"] == 8
 
 
+def replicated(trio: Trio, count: int) -> None:
+    mounts = [{"name": "m", "url": "s3://bucket", "replicas": count}]
+    for worker in trio.workers.values():
+        worker.always("GET", "/mounts", lambda answer: answer.respond_json(mounts))
+
+
+def test_processes_spread_over_the_replicas_of_a_mount(trio: Trio, connect: Connect) -> None:
+    replicated(trio, 2)
+    first, second, third = trio.ranked()
+    for turn in range(6):
+        client = connect()
+        client._cluster._turn = turn
+        everything(client)
+        everything(client)
+    assert trio.reads() == {first.id: 6, second.id: 6, third.id: 0}
+    assert all("keep" not in request.query for request in second.requests)
+
+
+def test_a_replica_that_is_down_is_covered_by_the_other(trio: Trio, connect: Connect) -> None:
+    replicated(trio, 2)
+    _, second, third = trio.ranked()
+    second.refuse()
+    for turn in range(2):
+        client = connect()
+        client._cluster._turn = turn
+        assert everything(client) == CONTENT
+    assert trio.reads()[third.id] == 0
+
+
+def test_mounts_that_nobody_tells_have_one_replica(trio: Trio, connect: Connect) -> None:
+    first, _, _ = trio.ranked()
+    for worker in trio.workers.values():
+        worker.always("GET", "/mounts", script.fail(AccessDenied("not for you")))
+    client = connect()
+    assert everything(client) == CONTENT
+    assert everything(client) == CONTENT
+    assert trio.reads()[first.id] == 2
+    asked = sum(worker.count("GET", "/mounts") for worker in trio.workers.values())
+    assert asked == 1
+
+
 # -- batches -------------------------------------------------------------------------------------------
 
 
@@ -460,7 +503,7 @@ def test_a_failing_worker_costs_no_range_of_a_batch(
 ) -> None:
     client = connect(stall_timeout_s=0.3)
     asked = batch(client, many)
-    trio.workers["b"].plan("POST", "/ranges", behaviour)
+    trio.workers["b"].always("POST", "/ranges", behaviour)
     assert client.read_ranges(asked) == right(many, asked)
     assert client.metrics.fallbacks[reason] >= 1
     assert client.metrics.reads["worker"] == len(asked)
