@@ -26,7 +26,7 @@ from kara_cache.ufs.http_head import (
     version_of,
 )
 from kara_cache.ufs.http_read import HttpRead
-from kara_cache.ufs.http_session import HttpMount, HttpResponse, HttpSession
+from kara_cache.ufs.http_session import HttpMount, HttpResponse, HttpSession, tls_context
 from kara_cache.ufs.options import parse_options
 from kara_cache.ufs.path import check_path, listing_key
 from kara_cache.ufs.per_process import PerProcess
@@ -270,13 +270,9 @@ def _credentials(root: SplitResult, headers: Mapping[str, str]) -> dict[str, str
 
 def _tls_context(options: HttpOptions, url: str) -> ssl.SSLContext:
     try:
-        context = ssl.create_default_context(cafile=options.ca or None)
-    except (OSError, ssl.SSLError) as error:
+        return tls_context(options.ca, verify=options.verify)
+    except OSError as error:  # ssl.SSLError is one
         raise ConfigError(f"store {url}: option ca {options.ca!r}: {error}") from error
-    if not options.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _is_directory(asked: str, answered: str) -> bool:

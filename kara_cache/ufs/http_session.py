@@ -18,6 +18,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 from urllib3.util import Timeout
+from urllib3.util.ssl_ import create_urllib3_context
 
 from kara_cache.errors import UnderStoreError
 from kara_cache.ufs.address import AddressRefused, AddressRule
@@ -36,6 +37,20 @@ def origin(url: SplitResult) -> tuple[str, str, int]:
     """RFC 6454: who may see what was meant for whom."""
     scheme = url.scheme.lower()
     return scheme, (url.hostname or "").lower(), url.port or _DEFAULT_PORTS.get(scheme, 0)
+
+
+def tls_context(ca: str, *, verify: bool) -> ssl.SSLContext:
+    """Trusts the system's authorities, or only those of the PEM file `ca`. OSError if that cannot be read.
+
+    Made by urllib3, because its 1.26 line compares names itself and cannot reach an IP address with a
+    context that does.
+    """
+    context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if verify else ssl.CERT_NONE)
+    if ca:
+        context.load_verify_locations(cafile=ca)
+    else:
+        context.load_default_certs()
+    return context
 
 
 @dataclass(frozen=True, slots=True)

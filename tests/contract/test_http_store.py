@@ -124,6 +124,12 @@ def test_lie_in_content_range(server: RudeHttpServer, client: Client, lie: str) 
         client.read()
 
 
+def test_more_than_was_asked_for(server: RudeHttpServer, client: Client) -> None:
+    server.misbehave(Rudeness(content_range="bytes 1000-6000/1024000", content_length="5001", long_by=1))
+    with pytest.raises(UnderStoreError, match="asked for bytes 1000-5999, answered"):
+        client.read()
+
+
 def test_part_of_the_range_is_followed_by_the_rest(server: RudeHttpServer, client: Client) -> None:
     """RFC 9110, 15.3.7: a server may send less than was asked for, and says so."""
     server.misbehave(
@@ -378,6 +384,16 @@ def test_overwritten_with_the_same_size(server: RudeHttpServer, client: Client, 
     assert client.read(version=client.store.info("a").version) == OTHER[1000:6000]
 
 
+@pytest.mark.parametrize("etag", ["strong", "none"])
+def test_end_of_a_shorter_version(server: RudeHttpServer, client: Client, etag: Any) -> None:
+    server.misbehave(Rudeness(ignore_if_match=True, etag=etag))
+    version = client.store.info("a").version
+    server.put("a", OTHER[:100])
+    for start in (0, 100, 1000):  # the last two are answered 416
+        with pytest.raises(StaleVersion):
+            client.read(start, version=version)
+
+
 def test_weak_etag_is_not_sent_in_if_match(server: RudeHttpServer, client: Client) -> None:
     server.misbehave(Rudeness(etag="weak"))
     client.read(version=client.store.info("a").version)
@@ -609,6 +625,19 @@ def test_tls_certificate_of_a_stranger(secure: RudeHttpServer, clients: list[Cli
     with pytest.raises(UnderStoreError, match="CERTIFICATE_VERIFY_FAILED"):
         client.read()
     assert not client.slept_s, "it would be the same next time"
+
+
+def test_tls_certificate_for_another_name(
+    authority: trustme.CA, clients: list[Client], tmp_path: Any
+) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("elsewhere.test").configure_cert(context)
+    with RudeHttpServer({"a": DATA}, tls=context) as server:
+        client = connect(clients, server.url, ca=str(tmp_path / "ca.pem"))
+        with pytest.raises(UnderStoreError, match=r"127\.0\.0\.1"):
+            client.read()
+        assert not server.requests
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")

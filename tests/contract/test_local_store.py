@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -9,12 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kara_cache.errors import ConfigError, StaleVersion, UnderStoreError
 from kara_cache.ufs import open_store
 from kara_cache.ufs.local import LocalStore
+from kara_cache.ufs.root_directory import MAX_LINKS, RootDirectory
 
 
 @pytest.fixture
@@ -121,6 +124,24 @@ def test_directory_link_inside_the_root(store: LocalStore, root: Path) -> None:
 def test_link_loop_ends(store: LocalStore, root: Path, target: str) -> None:
     (root / "d" / "loop").symlink_to(target.format(root=root))
     assert names(store) == ["d/file"]
+
+
+def test_as_many_links_as_the_kernel_follows(store: LocalStore, root: Path) -> None:
+    (root / "0").symlink_to("d/file")
+    for i in range(1, MAX_LINKS + 1):
+        (root / str(i)).symlink_to(str(i - 1))
+    assert read(store, str(MAX_LINKS - 1)) == b"inside"
+    with pytest.raises(FileNotFoundError, match="symbolic links"):
+        read(store, str(MAX_LINKS))
+
+
+def test_name_that_became_a_link_since_it_was_judged(store: LocalStore, root: Path, outside: Path) -> None:
+    with RootDirectory(str(root)).entry("d/file") as entry:
+        (root / "d" / "file").unlink()
+        (root / "d" / "file").symlink_to(outside / "file")
+        with pytest.raises(OSError) as caught:
+            entry.open(os.O_RDONLY)
+        assert caught.value.errno == errno.ELOOP
 
 
 def test_delete_removes_the_link_and_not_its_target(store: LocalStore, root: Path) -> None:
@@ -255,6 +276,26 @@ def test_write_keeps_the_mode(store: LocalStore, root: Path) -> None:
     (root / "d" / "file").chmod(0o640)
     store.write("d/file", b"new")
     assert stat.S_IMODE((root / "d" / "file").stat().st_mode) == 0o640
+
+
+def test_write_is_on_disk_before_and_after_the_rename(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    sync, rename = os.fsync, os.rename
+
+    def record_sync(fd: int) -> None:
+        calls.append("sync directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "sync file")
+        sync(fd)
+
+    def record_rename(*args: Any, **more: Any) -> None:
+        calls.append("rename")
+        rename(*args, **more)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "rename", record_rename)
+    store.write("d/new", b"x")
+    assert calls == ["sync file", "rename", "sync directory"]
 
 
 def test_append_to_a_file_that_changed_meanwhile(store: LocalStore, root: Path) -> None:
