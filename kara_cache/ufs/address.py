@@ -44,19 +44,24 @@ class AddressRule:
         self._allow_private = allow_private
         self._home_is_private: bool | None = None  # not reached yet
 
-    def check(self, host: str, address: str) -> None:
-        """Raises AddressRefused. `address` is numeric, as getaddrinfo gives it."""
+    def allows(self, host: str, address: str) -> bool:
+        """`address` is numeric, as getaddrinfo gives it."""
+        return not self.refusal(host, address)
+
+    def refusal(self, host: str, address: str) -> str:
+        """Why the address is refused; "" if it is not."""
         for form in _forms(address):
             if form.is_link_local or form.is_multicast or form in _METADATA:
-                raise AddressRefused(f"{host} is at {address}: link-local and metadata addresses are refused")
+                return f"{host} is at {address}: link-local and metadata addresses are refused"
             if not _is_private(form) or self._allow_private or self._home_is_private:
                 continue
             if host.lower() == self._home and self._home_is_private is None:
                 continue
-            raise AddressRefused(
+            return (
                 f"{host} is at {address}: private addresses are refused for a mount of the public host "
                 f"{self._home} (option allow_private)"
             )
+        return ""
 
     def connected(self, host: str, address: str) -> None:
         if self._home_is_private is None and host.lower() == self._home:

@@ -248,10 +248,11 @@ def _connect(connection: HTTPConnection, rule: AddressRule) -> socket.socket:
         found = socket.getaddrinfo(host, connection.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that no DNS can hold
         raise NewConnectionError(connection, f"cannot resolve {host}: {error}") from error
-    for *_, address in found:
-        rule.check(host, str(address[0]))
+    allowed = [entry for entry in found if rule.allows(host, str(entry[4][0]))]
+    if not allowed:
+        raise AddressRefused(rule.refusal(host, str(found[0][4][0])))
     failure: OSError | None = None
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in allowed:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.settimeout(connection.timeout)

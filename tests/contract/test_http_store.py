@@ -599,6 +599,22 @@ def test_name_that_is_rebound_to_a_private_address(
 # -- TLS
 
 
+@pytest.mark.usefixtures("only_localhost_is_public")
+def test_name_with_a_private_address_beside_the_public_one(
+    server: RudeHttpServer, clients: list[Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def resolve_here(host: str, *more: Any, **named: Any) -> Any:
+        return resolve("127.0.0.2", *more, **named) + resolve("127.0.0.1", *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_here)
+    client = connect(clients, f"http://home.test:{server.port}")
+    for _ in range(3):
+        server.misbehave(Rudeness(drop=True), times=1)  # so that it has to connect again
+        assert client.read() == DATA[1000:6000]
+
+
 @pytest.fixture
 def authority() -> trustme.CA:
     return trustme.CA()
@@ -749,6 +765,7 @@ def test_connection_is_kept(server: RudeHttpServer, client: Client) -> None:
     version = client.store.info("a").version
     for start in range(0, 50_000, 5000):
         client.read(start, version=version)
+        client.read(start, len(DATA), version=version)
     with pytest.raises(FileNotFoundError):
         client.store.info("missing")
     with pytest.raises(StaleVersion):
