@@ -1,0 +1,1 @@
+"""What is compared. Each case is a function from a Scene to Rows."""

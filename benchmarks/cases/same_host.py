@@ -1,0 +1,103 @@
+"""Reads on the worker's own host: through descriptors that it handed over."""
+
+from __future__ import annotations
+
+import os
+from time import perf_counter
+
+from benchmarks.cases.client import starts
+from benchmarks.rounds import interleave, interleave_calls
+from benchmarks.rows import Row, Target
+from benchmarks.scene import KIB, MIB, Scene, warm
+from benchmarks.timing import aligned, summary
+
+_LENGTH = 4 * KIB
+_TOUCHED = 60  # pages, each of a file of its own, so that no descriptor comes with another's
+
+
+def run(scene: Scene) -> list[Row]:
+    with scene.clients_pinned():
+        return [*_repeated(scene), _first_touch(scene)]
+
+
+def _repeated(scene: Scene) -> list[Row]:
+    name = scene.names["big"][0]
+    path, data = f"/near/{name}", str(scene.files / name)
+    view = aligned(_LENGTH)
+    with scene.client(local_reads=True) as local, scene.client() as remote:
+        warm(remote, [path])
+        info, there = local.info(path), remote.info(path)
+        places = starts(info, _LENGTH)
+        for start in places:
+            local.read_into(info, start, view)
+        before = local.metrics.reads
+
+        def opened(number: int) -> None:
+            fd = os.open(data, os.O_RDONLY)
+            os.preadv(fd, [view], places[number % len(places)])
+            os.close(fd)
+
+        calls = {
+            "held": lambda number: local.read_into(info, places[number % len(places)], view),
+            "tcp": lambda number: remote.read_into(there, places[number % len(places)], view),
+            "open": opened,
+        }
+        rounds = interleave_calls(calls, scene.settings, scene.meter)
+        if local.metrics.reads["worker"] != before["worker"]:
+            raise RuntimeError("a repeated read on this host went to the worker")
+    detail = {f"{name} {m} us": rounds.median(name, m) for name in calls for m in ("p50", "p99")}
+    again = Row(
+        "host_repeat",
+        "repeated 4 KiB read on this host, verified, p50",
+        rounds.of("held", "p50"),
+        Target(3, "us", at_least=False),
+        "us",
+        detail,
+    )
+    over_tcp = Row(
+        "host_tcp", "the same over TCP / on this host, p50", rounds.ratios("tcp", "held", "p50"), None
+    )
+    what = "os.open + pread + close of the file, not verified / the same, p50"
+    by_path = Row("host_open", what, rounds.ratios("open", "held", "p50"), None)
+    return [row.of(rounds) for row in (again, over_tcp, by_path)]
+
+
+def _first_touch(scene: Scene) -> Row:
+    """A page that this process reads for the first time, against one request for the same bytes over TCP."""
+    names = scene.names["1MiB"][:_TOUCHED]
+    paths = [f"/near/{name}" for name in names]
+    view = aligned(_LENGTH)
+    with scene.client() as remote:
+        warm(remote, paths)
+        infos = [remote.info(path) for path in paths]
+
+        def first() -> dict[str, float]:
+            times = []
+            with scene.client(local_reads=True) as local:
+                # connections are up and the socket's identity is checked before the clock runs
+                local.read_into(local.info(f"/near/{scene.names['1MiB'][-1]}"), 0, view)
+                for info in infos:
+                    began = perf_counter()
+                    local.read_into(info, MIB // 2, view)
+                    times.append(perf_counter() - began)
+                if local.metrics.reads["local"] != _TOUCHED + 1:
+                    raise RuntimeError(f"first touches were not local: {local.metrics.reads}")
+            return summary(times)
+
+        def request() -> dict[str, float]:
+            times = []
+            for info in infos:
+                began = perf_counter()
+                remote.read_into(info, MIB // 2, view)
+                times.append(perf_counter() - began)
+            return summary(times)
+
+        rounds = interleave({"first": first, "request": request}, scene.settings.rounds, scene.meter)
+    detail = {f"{name} p50 us": rounds.median(name, "p50") for name in ("first", "request")}
+    return Row(
+        "host_first",
+        "first touch of a page on this host / 4 KiB read over TCP, p50",
+        rounds.ratios("first", "request", "p50"),
+        Target(1.0, at_least=False),
+        detail=detail,
+    ).of(rounds)
