@@ -360,6 +360,54 @@ def test_a_closed_reader_refuses_and_cancels(bench: Callable[..., Bench]) -> Non
     reader.close()
 
 
+class Poisoned(PageBuffers):
+    """Overwrites what comes back, as the next user would."""
+
+    def give_back(self, buffer: memoryview, *, reusable: bool) -> None:
+        if reusable:
+            buffer[:] = bytes(len(buffer))
+        super().give_back(buffer, reusable=reusable)
+
+
+def test_memory_that_a_reader_waits_for_is_not_used_again_though_another_drops_it(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench(60 * MIB)
+    b.shared.buffers = Poisoned(100 * MIB)
+    reader = b.open()
+    got: dict[int, bytes] = {}
+
+    def read(at: int) -> None:
+        got[at] = bytes(reader.read_at(at, MIB // 2))
+
+    def started(at: int) -> threading.Thread:
+        thread = threading.Thread(target=read, args=(at,))
+        thread.start()
+        return thread
+
+    reader.read_at(0, MIB // 2)
+    b.source.waiting.acquire()
+    b.source.gate.clear()
+    # two chunks are on their way, the second with a reader waiting for it that has not begun it
+    threads = [started(MIB // 2)]
+    for _ in range(2):
+        assert b.source.waiting.acquire(timeout=WAIT_S)
+    threads.append(started(MIB))
+    while not any(chunk.users for chunk in reader._chunks if chunk.start == MIB):
+        assert threads[-1].is_alive()
+    for at in (30 * MIB, 50 * MIB):
+        threads.append(started(at))
+        assert b.source.waiting.acquire(timeout=WAIT_S)
+    assert reader._chunks == []
+    b.source.gate.set()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert {at: data == b.source.data[at : at + MIB // 2] for at, data in got.items()} == dict.fromkeys(
+        (MIB // 2, MIB, 30 * MIB, 50 * MIB), True
+    )
+    reader.close()
+
+
 def test_a_reader_nobody_closed_gives_its_memory_back(bench: Callable[..., Bench]) -> None:
     b = bench(8 * MIB)
     reader = b.open()
