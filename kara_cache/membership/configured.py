@@ -38,7 +38,7 @@ def etcd_client(config: EtcdConfig, *, connect_timeout_s: float = 2.0) -> EtcdCl
     return EtcdClient(
         [f"{'https' if files else 'http'}://{endpoint}" for endpoint in config.endpoints],
         username=config.username,
-        password=config.password.reveal() if config.password is not None else "",
+        password=config.password.reveal if config.password is not None else "",  # read again after a rotation
         tls=files,
         connect_timeout_s=connect_timeout_s,
     )

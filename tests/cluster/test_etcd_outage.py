@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from kara_cache.cache_client import CacheClient
 from kara_cache.config import ClientConfig
 from kara_cache.membership.configured import membership_of
 from kara_cache.membership.etcd_membership import EtcdMembership
-from kara_worker.testing.cluster import LocalCluster
+from kara_worker.testing.cluster import LocalCluster, WorkerProcess
 from kara_worker.testing.etcd_server import EtcdServer
 
 DATA = content("file", 3 * PAGE + 5)
@@ -34,7 +35,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
     with (
         etcd_servers.server() as etcd,
         store_of(file=DATA) as store,
-        cluster_on(store, tmp_path, etcd=etcd, passive_grace_s=3600) as cluster,
+        cluster_on(store, tmp_path, etcd=etcd, lease_ttl_s=2, passive_grace_s=3600) as cluster,
     ):
         config = ClientConfig.load(env={}, local_reads=False, stall_timeout_s=1.0, **cluster.client_options)
         members = membership_of(config)
@@ -122,3 +123,22 @@ def test_lost_worker_is_passive_and_keeps_its_place(running: Running) -> None:
     victim.start()
     wait_for_workers(client, 3)
     assert owner(cluster, client, PATH).id == victim.id
+
+
+def test_a_copied_page_directory_does_not_serve_twice(running: Running, tmp_path: Path) -> None:
+    _, cluster, client = running
+    original = cluster.workers[0]
+    copy = tmp_path / "copy"
+    shutil.copytree(original.page_dir, copy / "pages")
+    config = original.directory / "worker.toml"
+    text = config.read_text().replace(str(original.page_dir), str(copy / "pages"))
+    (copy / "worker.toml").write_text(text.replace("kara-s-", "kara-c-"))
+    newcomer = WorkerProcess(copy, ["--config", str(copy / "worker.toml")], {})
+    try:
+        newcomer.start()
+        assert newcomer.wait(60) == 1
+    finally:
+        newcomer.kill()
+    assert f"127.0.0.1:{original.port}" in newcomer.log()
+    assert read_all(client, PATH) == DATA
+    assert original.alive

@@ -35,6 +35,7 @@ from kara_worker.server import PageServer
 log = logging.getLogger(__name__)
 
 _EXPIRE_EVERY_S = 30.0
+_CONFLICT_EVERY_S = 0.5
 _DRAIN_NOTICE_S = 0.5  # time for clients' watches to see "draining" before requests are refused
 
 
@@ -65,10 +66,14 @@ class WorkerDaemon:
             background = [loop.create_task(self._expire_loop())]
             if config.life.idle_exit_s:
                 background.append(loop.create_task(self._idle_loop(config.life.idle_exit_s)))
+            if self._registration is not None:
+                background.append(loop.create_task(self._conflict_loop(self._registration)))
             await self._stop.wait()
             await self._drain()
             for task in background:
                 task.cancel()
+            if self._registration is not None and self._registration.conflict is not None:
+                raise self._registration.conflict
 
     def stop(self) -> None:
         """Begins the drain; idempotent."""
@@ -234,6 +239,12 @@ class WorkerDaemon:
             await asyncio.sleep(_DRAIN_NOTICE_S)
         self._server.draining = True
         await self._data.close(self._config.life.drain_timeout_s)
+
+    async def _conflict_loop(self, registration: Registration) -> None:
+        """A copied page directory has another worker's identity: the newcomer ends, and says who serves."""
+        while registration.conflict is None:
+            await asyncio.sleep(_CONFLICT_EVERY_S)
+        self.stop()
 
     async def _expire_loop(self) -> None:
         while True:

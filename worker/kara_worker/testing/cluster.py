@@ -101,6 +101,16 @@ class WorkerProcess:
         """SIGTERM: drains. Returns the exit code."""
         return self._end(signal.SIGTERM, timeout_s)
 
+    def wait(self, timeout_s: float) -> int:
+        """Its exit code when it ends by itself; TimeoutError otherwise."""
+        assert self._process is not None, "not started"
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired as exc:
+            raise TimeoutError(f"worker {self.pid} still runs after {timeout_s} s") from exc
+        self._end(signal.SIGTERM, 1.0)
+        return code
+
     def pause(self) -> None:
         """SIGSTOP: connections are accepted by the kernel and nobody answers."""
         os.kill(self.pid, signal.SIGSTOP)
