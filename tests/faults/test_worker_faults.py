@@ -168,7 +168,7 @@ def test_page_file_swapped_with_another_files(tmp_path: Path) -> None:
 
 
 def test_restart_keeps_pages_and_comes_back_elsewhere(running: Cluster) -> None:
-    cluster, client, store = running
+    cluster, _, store = running
     before = data_gets(store)
     ports = {worker.port for worker in cluster.workers}
     for worker in cluster.workers:

@@ -83,8 +83,11 @@ def test_query_is_decoded_and_plus_stays_plus() -> None:
 def test_pipelined_requests_are_answered_in_order() -> None:
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> object:
         writer.write(
-            b"GET /fast HTTP/1.1\r\n\r\nPUT /b HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET /fast HTTP/1.1\r\n\r\n"
-            b"PUT /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\nGET /fast HTTP/1.1\r\n\r\n"
+            b"GET /fast HTTP/1.1\r\n\r\n"
+            b"PUT /b HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"
+            b"GET /fast HTTP/1.1\r\n\r\n"
+            b"PUT /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+            b"GET /fast HTTP/1.1\r\n\r\n"
         )
         return [(await answer(reader))[2] for _ in range(5)]
 

@@ -170,7 +170,7 @@ class LocalCluster:
     ) -> None:
         self._own_directory = tempfile.TemporaryDirectory(prefix="kara-") if directory is None else None
         self.directory = Path(self._own_directory.name) if self._own_directory else Path(str(directory))
-        self._sockets = Path(tempfile.mkdtemp(prefix="kara-s-"))  # a socket's path has at most 107 bytes
+        self._sockets = Path(tempfile.mkdtemp(prefix="kara-s-"))  # short: a path of a socket has 107 bytes
         self.etcd = etcd
         self.cluster_name = str(settings.setdefault("cluster_name", "local"))
         settings.setdefault("capacity_bytes", "1GiB")
