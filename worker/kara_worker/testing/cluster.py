@@ -192,7 +192,8 @@ class LocalCluster:
     ) -> WorkerProcess:
         home = self.directory / f"worker-{number}"
         home.mkdir(parents=True, exist_ok=True)
-        table = {"page_dirs": [str(home / "pages")], "socket_dir": str(self._sockets / str(number)), **settings}
+        sockets = str(self._sockets / str(number))
+        table = {"page_dirs": [str(home / "pages")], "socket_dir": sockets, **settings}
         config = home / "worker.toml"
         config.write_text(_toml(table, mounts))
         return WorkerProcess(home, ["--config", str(config)], environment)
