@@ -122,7 +122,7 @@ def nothing_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     """A user of its own to the private worker: other directories, no settings. Gives where it runs."""
     for name in [name for name in os.environ if name.startswith("KARA_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("KARA_PAGE_DIR", str(tmp_path / "pages"))
+    monkeypatch.setenv("KARA_PAGE_DIRS", str(tmp_path / "pages"))
     monkeypatch.setenv("HOME", str(tmp_path))
     KaraFileSystem.clear_instance_cache()
     libc = ctypes.CDLL(None, use_errno=True)
