@@ -91,6 +91,7 @@ class CacheClient:
         self._read_ahead = ReadAhead(
             self._reads.read_into,
             self._metrics,
+            at_hand=self._local.holds,
             window_bytes=config.read_ahead_bytes,
             timeout_s=config.timeout_s,
         )

@@ -51,7 +51,7 @@ class FileReads:
         if began >= self._push.due_at:
             self._push.when_due()
         local = self._local
-        if local.page_sizes and local.read_block(file, start, view, began):
+        if local.page_sizes and local.read_blocks(file, start, view, began):
             self._metrics.local_read(len(view), monotonic() - began)
             return len(view)
         want = min(len(view), file.size - start)

@@ -27,6 +27,7 @@ RENEW_S = 30.0  # a page in use is asked for again so often, which tells the wor
 _REFUSED_S = 30.0  # a worker that passes no descriptors is not asked for so long
 _SCRATCH_BYTES = 1 << 20
 _BLOCK_BYTES = block_bytes_for(DEFAULT_PAGE_BYTES)
+_SHORT_BLOCKS = 4
 _COPY_BYTES = 256 << 10  # covers of at most so many bytes are read aside and copied; a block is no larger
 
 Key = tuple[int, bytes, int]  # page size, file id, index
@@ -54,7 +55,9 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.view = memoryview(mmap.mmap(-1, _SCRATCH_BYTES))
-        self.block = self.view[:_BLOCK_BYTES]
+        blocks = [self.view[n * _BLOCK_BYTES : (n + 1) * _BLOCK_BYTES] for n in range(_SHORT_BLOCKS)]
+        # the first n blocks, as a whole and one by one
+        self.areas = [(self.view[: n * _BLOCK_BYTES], blocks[:n]) for n in range(_SHORT_BLOCKS + 1)]
 
 
 class LocalPages:
@@ -81,30 +84,46 @@ class LocalPages:
         with self._lock:
             self._pages.clear()
 
-    def read_block(self, file: CachedFile, start: int, view: memoryview, now: float) -> bool:
-        """Whether `view` was filled from one whole block of a page at hand, verified.
+    def holds(self, file: CachedFile, start: int, stop: int) -> bool:
+        """Whether a read of [start, stop) would need no request: only a guess, pages come and go."""
+        now = self._clock()
+        for page_bytes in self.page_sizes:
+            for index in range(start // page_bytes, -(-stop // page_bytes)):
+                page = self._pages.get((page_bytes, file.file_id, index))
+                if page is None or page.renew_at < now:
+                    break
+            else:
+                return True
+        return False
+
+    def read_blocks(self, file: CachedFile, start: int, view: memoryview, now: float) -> bool:
+        """Whether `view` was filled from a few whole blocks of one page at hand, verified.
 
         The short way for small reads, of what `read_held` does for all: False says nothing but that
         it was not taken.
         """
-        area = self._scratch.block
         for page_bytes in self.page_sizes:
             index = start // page_bytes
             key = (page_bytes, file.file_id, index)
             page = self._pages.get(key)
             if page is None or page.renew_at < now or page.block_bytes != _BLOCK_BYTES:
                 continue
-            block, within = divmod(start - index * page_bytes, _BLOCK_BYTES)
-            stop, first = within + len(view), block * _BLOCK_BYTES
-            if (
-                within < stop <= _BLOCK_BYTES
-                and first + _BLOCK_BYTES <= page.length
-                and os.preadv(page.fd, (area,), HEADER_BYTES + first) == _BLOCK_BYTES
-                and checksum(area) == page.block_sums[block]
-            ):
-                view[:] = area[within:stop]
-                self._touch(key)
-                return True
+            offset = start - index * page_bytes
+            first, stop = offset // _BLOCK_BYTES, offset + len(view)
+            count = -(-stop // _BLOCK_BYTES) - first
+            at = first * _BLOCK_BYTES
+            if not 0 < count <= _SHORT_BLOCKS or at + count * _BLOCK_BYTES > page.length or offset == stop:
+                continue
+            area, blocks = self._scratch.areas[count]
+            if os.preadv(page.fd, (area,), HEADER_BYTES + at) != len(area):
+                return False
+            for block in blocks:
+                if checksum(block) != page.block_sums[first]:
+                    return False
+                first += 1
+            view[:] = area[offset - at : stop - at]
+            self._touch(key)
+            return True
         return False
 
     def read_held(self, file: CachedFile, start: int, view: memoryview) -> int:

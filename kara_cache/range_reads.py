@@ -72,6 +72,9 @@ class RangeReads:
     def _pieces(self, file: CachedFile, start: int, view: memoryview) -> Iterator[Piece]:
         """What is left to fetch of one range."""
         if self._local.page_sizes:
+            if self._local.read_blocks(file, start, view, monotonic()):
+                self._metrics.ranges("local", 1, len(view))
+                return
             try:
                 held = self._local.read_held(file, start, view)
             except PageCorrupt as exc:

@@ -52,10 +52,21 @@ class ReadAhead:
     """What all readers of a client share: threads, memory, counters."""
 
     def __init__(
-        self, read_into: ReadInto, metrics: ClientMetrics, *, window_bytes: int, timeout_s: float
+        self,
+        read_into: ReadInto,
+        metrics: ClientMetrics,
+        *,
+        at_hand: Callable[[CachedFile, int, int], bool],
+        window_bytes: int,
+        timeout_s: float,
     ) -> None:
-        """`window_bytes` for each reader in sequence; readers beyond the eighth find the memory in use."""
+        """`window_bytes` for each reader in sequence; readers beyond the eighth find the memory in use.
+
+        `at_hand` tells which bytes [start, stop) are on this host already: to fetch those in
+        advance would only copy them twice.
+        """
         self.read_into = read_into
+        self.at_hand = at_hand
         self.metrics = metrics
         self.window_bytes = window_bytes
         self.timeout_s = timeout_s
@@ -177,6 +188,8 @@ class SequentialReader:
             self._drop_outdated(start)
             held = [(chunk.start, chunk.stop) for chunk in self._chunks]
             for at, to in wanted(self._window, start, stop, self.file.size, held):
+                if shared.at_hand(self.file, at, to):
+                    continue
                 buffer = shared.buffers.take(max(self._window.chunk_bytes, to - at))
                 if buffer is None:
                     break

@@ -20,6 +20,9 @@ from kara_cache.cache_client import CacheClient
 from kara_cache.config import ClientConfig, TlsConfig
 from kara_cache.membership.base import WorkerInfo
 
+# what this file proves is what Python 3.12 and later warn of
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 FAR_S = 60.0
 CONTENT = os.urandom(3_000_000)
 PATH = "/m/f"

@@ -175,8 +175,13 @@ class Bench:
     def __init__(self, size: int, window_bytes: int = LIMIT) -> None:
         self.source = Source(size)
         self.metrics = ClientMetrics()
+        self.at_hand: set[int] = set()  # units that need no fetch in advance
         self.shared = ReadAhead(
-            self.source.read_into, self.metrics, window_bytes=window_bytes, timeout_s=WAIT_S
+            self.source.read_into,
+            self.metrics,
+            at_hand=lambda _, start, stop: self.at_hand.issuperset(range(start // MIB, -(-stop // MIB))),
+            window_bytes=window_bytes,
+            timeout_s=WAIT_S,
         )
 
     def open(self) -> SequentialReader:
@@ -357,6 +362,17 @@ def test_a_closed_reader_refuses_and_cancels(bench: Callable[..., Bench]) -> Non
     assert not thread.is_alive()
     with pytest.raises(ValueError, match="closed"):
         reader.read_at(0, 1)
+    reader.close()
+
+
+def test_what_is_at_hand_is_not_fetched_in_advance(bench: Callable[..., Bench]) -> None:
+    b = bench(8 * MIB)
+    b.at_hand = set(range(8))
+    reader = b.open()
+    for at in range(0, 8 * MIB, MIB // 4):
+        assert bytes(reader.read_at(at, MIB // 4)) == b.source.data[at : at + MIB // 4]
+    assert b.source.fetched == [(at, at + MIB // 4) for at in range(0, 8 * MIB, MIB // 4)]
+    assert b.counts()["fetched"] == 0
     reader.close()
 
 
