@@ -135,7 +135,7 @@ class WorkerClient:
         """
         query = (("path", path), ("recursive", 1)) if recursive else (("path", path),)
         connection = self.link.dial(timeout_s)
-        connection.stall_s = timeout_s
+        connection.stall_s = self.link.patience_s
         try:
             connection.send(self.link.request("GET", "/list", query), monotonic() + timeout_s)
             if connection.response().status != 200:

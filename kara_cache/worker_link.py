@@ -57,6 +57,7 @@ class WorkerLink:
         self.page_bytes = 0  # known once the unix socket was used
         self.is_local = False  # the unix socket answered, and with the right identity
         self._transport = transport
+        self.patience_s = _PATIENCE * transport.stall_timeout_s  # where silence may mean a slow store
         self._tail_of = ("", b"")  # authorization, and the end of every head with it
         self._tcp = self._pool(
             TcpAddress(
@@ -121,7 +122,7 @@ class WorkerLink:
         """
         connection = self.start(request, deadline)
         if patient:
-            connection.stall_s = _PATIENCE * self._transport.stall_timeout_s
+            connection.stall_s = self.patience_s
         connection = self.answer(connection, request, deadline)
         connection.stall_s = self._transport.stall_timeout_s
         return connection
