@@ -49,8 +49,7 @@ def autoindex_names(page: str, url: str) -> list[str] | None:
         if not target.path.startswith(base.path):
             continue
         name = target.path[len(base.path) :]
-        if name.strip("/") and "/" not in name.removesuffix("/"):
-            names.add(unquote(name, errors="surrogateescape"))
+        names.add(unquote(name, errors="surrogateescape"))
     names = {name for name in names if _is_plain(name.removesuffix("/"))}
     if not names and not any(sign in links.headings for sign in _SIGNS):
         return None
