@@ -31,8 +31,6 @@ def main(arguments: list[str]) -> int:
     options = _options(arguments)
     machine.enter_namespace(arguments)
     signal.signal(signal.SIGTERM, _leave)
-    if options.nice:
-        os.nice(options.nice)
     base = Settings.quick() if options.quick else Settings()
     settings = Settings(options.rounds or base.rounds, base.seconds)
     rows: list[Row] = []
@@ -40,6 +38,8 @@ def main(arguments: list[str]) -> int:
         tempfile.TemporaryDirectory(prefix="kara-bench-", dir=options.home) as home,
         scene(settings, Path(home)) as stage,
     ):
+        for pid in (os.getpid(), *stage.pids) if options.nice else ():
+            machine.raise_priority(pid, options.nice)
         for name in options.only or CASES:
             print(f"{name} ...", file=sys.stderr, flush=True)
             rows += CASES[name](stage)

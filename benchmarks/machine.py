@@ -51,6 +51,15 @@ def on_cores(cores: frozenset[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def raise_priority(pid: int, nice: int) -> None:
+    """Of a process and, where the kernel groups by session (sched(7), autogroup), of its session."""
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    group = Path(f"/proc/{pid}/autogroup")
+    if group.exists():
+        with contextlib.suppress(OSError):
+            group.write_text(str(nice))
+
+
 def facts() -> dict[str, str]:
     """Everything that a reader needs to judge the ratios; no name of the machine."""
     return {

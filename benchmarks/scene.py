@@ -39,6 +39,7 @@ class Scene:
     cluster: LocalCluster
     loader: Loader
     meter: Meter
+    pids: tuple[int, ...]  # of all servers
     names: dict[str, list[str]] = field(default_factory=dict)  # of each size
 
     @contextlib.contextmanager
@@ -111,11 +112,9 @@ def scene(settings: Settings, home: Path) -> Iterator[Scene]:
             )
             stack.enter_context(cluster)
         worker = cluster.workers[0]
-        pids = [near.pid, distant.pid, worker.pid, etcd.pid]
-        yield Scene(
-            settings, home, files, near, distant, worker, cluster,
-            Loader(home / "loader"), Meter(lambda: pids), names,
-        )  # fmt: skip
+        pids = (near.pid, distant.pid, worker.pid, etcd.pid)
+        loader, meter = Loader(home / "loader"), Meter(lambda: pids)
+        yield Scene(settings, home, files, near, distant, worker, cluster, loader, meter, pids, names)
 
 
 def _write_files(files: Path) -> dict[str, list[str]]:

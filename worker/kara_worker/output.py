@@ -14,7 +14,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from kara_worker.page_store import StoredPage
 
@@ -120,6 +120,11 @@ class SocketOutput(_Waiting):
         self._in_thread = False
 
     def send(self, *items: Item) -> bool:
+        if len(items) == 2 and type(items[1]) is memoryview and not (self._queue or self._in_thread):
+            # most answers are a head and a small body, and the peer takes both: no need of a queue
+            items = self._send_now(items)
+            if not items:
+                return True
         self._queue.extend(items)
         if self._watching or self._in_thread:
             self._own_memory()
@@ -128,6 +133,21 @@ class SocketOutput(_Waiting):
             return True
         self._own_memory()
         return False
+
+    def _send_now(self, buffers: tuple[Any, ...]) -> tuple[Item, ...]:
+        """What the peer did not take of bytes that are all in memory."""
+        try:
+            sent = self._socket.sendmsg(buffers)
+        except BlockingIOError:
+            return buffers
+        except OSError:
+            self._fail()
+            return ()
+        self.last_progress = time.monotonic()
+        while buffers and sent >= len(buffers[0]):
+            sent -= len(buffers[0])
+            buffers = buffers[1:]
+        return (memoryview(buffers[0])[sent:], *buffers[1:]) if sent else buffers
 
     def resume(self) -> None:
         """Nothing to do: this output watches its own descriptor."""
