@@ -7,6 +7,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -16,7 +17,7 @@ from kara_cache.cluster import Cluster
 from kara_cache.config import ClientConfig
 from kara_cache.credentials import ClientTls, authorization
 from kara_cache.errors import CacheError, UnderStoreError, WorkerUnavailable
-from kara_cache.failover import Failover, Fallback
+from kara_cache.failover import Call, Failover, Fallback
 from kara_cache.file_reads import FileReads
 from kara_cache.file_writes import CacheWriter, FileWrites
 from kara_cache.known_mounts import KnownMounts
@@ -111,12 +112,13 @@ class CacheClient:
         """The file's current size and version, after the mount's freshness rule; or the directory."""
         path = normalize_path(path)
         deadline = self._failover.deadline()
-        return self._failover.run(
+        call = Call(
             path,
             lambda worker, _: worker.info(path, deadline),
-            lambda store, below: _above(store.info(below), path, below),
+            lambda store, below: replace(store.info(below), path=path),
             deadline,
         )
+        return self._failover.run(call)
 
     def list(self, path: str, *, recursive: bool = False) -> Iterator[FileInfo]:
         """The direct children, sorted by path; with `recursive` every file below, no directories.
@@ -221,19 +223,17 @@ class CacheClient:
     def mounts(self) -> builtins.list[dict[str, Any]]:
         """Name, url, freshness, replicas and read_only of every mount, as a worker tells."""
         deadline = self._failover.deadline()
-        answer = self._failover.run(
-            "/", lambda worker, _: worker.call("GET", "/mounts", deadline), None, deadline
-        )
-        return builtins.list(answer)
+        call = Call("/", lambda worker, _: worker.call("GET", "/mounts", deadline), None, deadline)
+        return builtins.list(self._failover.run(call))
 
     def add_mount(self, url: str, options: Mapping[str, Any]) -> str:
         """The kara path of a store's url on the user's private worker; others refuse (AccessDenied)."""
         body = json.dumps({"url": url, "options": dict(options)}).encode()
         deadline = self._failover.deadline()
-        mount = self._failover.run(
+        call = Call(
             "/", lambda worker, _: worker.call("POST", "/mounts", deadline, body=body), None, deadline
         )
-        return f"/{mount['name']}"
+        return f"/{self._failover.run(call)['name']}"
 
     def resolve(self, url: str) -> str:
         """The kara path of a store's url, by the mount whose url is its longest prefix.
@@ -325,8 +325,3 @@ class CacheClient:
 
 def _rebuild(config: ClientConfig, membership: Membership | None, fallback: Fallback | None) -> CacheClient:
     return CacheClient(config, membership=membership, fallback=fallback)
-
-
-def _above(info: FileInfo, path: str, below: str) -> FileInfo:
-    """What a store said of `below`, under its kara path."""
-    return FileInfo(path, info.size, info.version, info.mtime, info.is_dir)

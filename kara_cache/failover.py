@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from kara_cache.client_metrics import ClientMetrics
 from kara_cache.cluster import Cluster, Table
@@ -21,6 +22,16 @@ Fallback = Callable[[str], tuple[UnderStore, str]]
 """Kara path to the store that holds it and the path there; LookupError when the caller gave none for it."""
 
 _NOT_SUSPECT = frozenset({"busy", "corrupt", "stale", "cache_error"})  # the worker is alive and honest
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """What is wanted of the cache, in the two ways to get it."""
+
+    path: str
+    ask: Callable[[WorkerClient, bool], T]  # a worker, and whether it may keep pages
+    store: Callable[[UnderStore, str], T] | None  # a store and the path in it; None: workers only
+    deadline: float  # monotonic; no further worker is asked after it
 
 
 class Detours:
@@ -86,10 +97,7 @@ class Failover:
 
     def run(
         self,
-        path: str,
-        ask: Callable[[WorkerClient, bool], T],
-        store: Callable[[UnderStore, str], T] | None,
-        deadline: float,
+        call: Call[T],
         *,
         table: Table | None = None,
         owners: tuple[str, ...] | None = None,
@@ -98,7 +106,7 @@ class Failover:
         """The first answer: of workers in the order of `Cluster.candidates`, of the caller's own store,
         of workers that looked dead.
 
-        `ask` gets a worker and whether it may keep pages; `store` a store and the path in it.
+        What a caller knows already it may pass: the table, the owners, and detours taken so far.
 
         Raises:
             FileNotFoundError, PermissionError, AccessDenied, ...: answers, from whoever gave them.
@@ -108,20 +116,20 @@ class Failover:
         if table is None:
             table = cluster.table()
         if owners is None:
-            owners = cluster.owners(table, path)
+            owners = cluster.owners(table, call.path)
         if detours is None:
-            detours = Detours(path)
+            detours = Detours(call.path)
         for worker, keep in cluster.candidates(table, owners, detours.asked):
-            if detours.exhausted or (detours.asked and monotonic() >= deadline):
+            if detours.exhausted or (detours.asked and monotonic() >= call.deadline):
                 break
             try:
-                answer = ask(worker, keep)
+                answer = call.ask(worker, keep)
             except (CacheError, UnderStoreError) as exc:
                 self.note(detours, worker, exc)
             else:
                 cluster.suspects.answered(worker.id)
                 return answer
-        return self._without_workers(path, ask, store, deadline, table, owners, detours)
+        return self._without_workers(call, table, owners, detours)
 
     def note(self, detours: Detours, worker: WorkerClient, exc: CacheError | UnderStoreError) -> None:
         """`failed`, and for this call: the worker is not asked again."""
@@ -139,36 +147,25 @@ class Failover:
             self.cluster.suspects.failed(worker.id)
         log.debug("read.detour %s worker %s: %s", reason, worker.id, exc)
 
-    def _without_workers(
-        self,
-        path: str,
-        ask: Callable[[WorkerClient, bool], T],
-        store: Callable[[UnderStore, str], T] | None,
-        deadline: float,
-        table: Table,
-        owners: tuple[str, ...],
-        detours: Detours,
-    ) -> T:
-        own = self.store_of(path) if store is not None else None
-        if own is not None and store is not None:
-            under_store, relative = own
+    def _without_workers(self, call: Call[T], table: Table, owners: tuple[str, ...], detours: Detours) -> T:
+        own = self.store_of(call.path) if call.store is not None else None
+        if own is not None and call.store is not None:
+            store, relative = own
             try:
-                return store(under_store, relative)
+                return call.store(store, relative)
             except (StaleVersion, UnderStoreError) as exc:
-                detours.note(under_store.url, exc)
-        if not detours.exhausted:
-            # who was told of a corrupt page drops it, and may be asked once more
-            for worker, keep in self.cluster.last_resort(table, owners, detours.asked - detours.corrupt):
-                if monotonic() >= deadline:
-                    break
-                try:
-                    answer = ask(worker, keep)
-                except (CacheError, UnderStoreError) as exc:
-                    detours.note(worker.id, exc)
-                    self.failed(worker, exc)
-                else:
-                    self.cluster.suspects.answered(worker.id)
-                    return answer
+                detours.note(store.url, exc)
+        # who was told of a corrupt page drops it, and may be asked once more
+        for worker, keep in self.cluster.last_resort(table, owners, detours.asked - detours.corrupt):
+            if detours.exhausted or monotonic() >= call.deadline:
+                break
+            try:
+                answer = call.ask(worker, keep)
+            except (CacheError, UnderStoreError) as exc:
+                self.note(detours, worker, exc)
+            else:
+                self.cluster.suspects.answered(worker.id)
+                return answer
         raise detours.error()
 
     def store_of(self, path: str) -> tuple[UnderStore, str] | None:

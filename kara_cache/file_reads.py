@@ -8,7 +8,7 @@ from time import monotonic
 from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientMetrics
 from kara_cache.errors import CacheError, PageCorrupt, UnderStoreError
-from kara_cache.failover import Detours, Failover
+from kara_cache.failover import Call, Detours, Failover
 from kara_cache.local_pages import LocalPages
 from kara_cache.metrics_push import MetricsPush
 from kara_cache.stripe import STRIPE_BYTES, stripes
@@ -100,15 +100,13 @@ class FileReads:
                 else:
                     cluster.suspects.answered(worker.id)
                     return
-            failover.run(
+            call = Call(
                 file.path,
                 lambda worker, keep: self._ask(worker, part, keep=keep),
                 lambda store, path: self._from_store(store, path, part),
                 part.deadline,
-                table=table,
-                owners=owners,
-                detours=detours,
             )
+            failover.run(call, table=table, owners=owners, detours=detours)
         except BaseException:
             self._metrics.failed_read(monotonic() - part.began)
             raise

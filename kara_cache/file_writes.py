@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import IO
 
 from kara_cache.errors import CacheError, WorkerBusy, WorkerUnavailable
-from kara_cache.failover import Detours, Failover
+from kara_cache.failover import Call, Detours, Failover
 from kara_cache.ufs.base import FileInfo, UnderStore
 from kara_cache.worker_client import WorkerClient
 
@@ -80,12 +80,13 @@ class FileWrites:
         return CacheWriter(lambda spool, size: self._replace(path, spool, size))
 
     def _replace(self, path: str, spool: IO[bytes], size: int) -> FileInfo:
-        return self._failover.run(
-            path,
-            lambda worker, _: worker.put(path, _chunks(spool), size, append=False, timeout_s=self._timeout_s),
-            lambda store, relative: _write_to(store, relative, path, spool, append=False),
-            self._upload_deadline(size),
-        )
+        def ask(worker: WorkerClient, _: bool) -> FileInfo:
+            return worker.put(path, _chunks(spool), size, append=False, timeout_s=self._timeout_s)
+
+        def from_store(store: UnderStore, relative: str) -> FileInfo:
+            return _write_to(store, relative, path, spool, append=False)
+
+        return self._failover.run(Call(path, ask, from_store, self._upload_deadline(size)))
 
     def _append(self, path: str, spool: IO[bytes], size: int) -> FileInfo:
         failover, detours = self._failover, Detours(path)
@@ -122,16 +123,17 @@ class FileWrites:
             with suppress(*((FileNotFoundError,) if maybe_done else ())):
                 store.delete(relative)
 
-        self._failover.run(path, ask, from_store, self._failover.deadline())
+        self._failover.run(Call(path, ask, from_store, self._failover.deadline()))
 
     def make_directory(self, path: str) -> None:
         deadline = self._failover.deadline()
-        self._failover.run(
+        call = Call(
             path,
             lambda worker, _: worker.call("POST", "/directory", deadline, ("path", path)),
             lambda store, relative: store.make_directory(relative),
             deadline,
         )
+        self._failover.run(call)
 
     def _upload_deadline(self, size: int) -> float:
         """After which no further worker is tried: one may have been silent, a slow store takes 1 MiB/s."""
