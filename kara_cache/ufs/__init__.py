@@ -40,7 +40,7 @@ _SCHEMES = {
 
 
 def open_store(url: str, options: Mapping[str, Any] | None = None) -> UnderStore:
-    """The store whose root is `url`; nothing is sent before its first use.
+    """The store whose root is `url`; nothing is sent before its first use, unless fsspec does.
 
     Schemes without an adapter of their own go to fsspec, if it knows them; so does a chained URL
     (`zip://::s3://...`).

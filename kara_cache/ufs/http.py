@@ -64,6 +64,8 @@ class HttpStore:
     `list` reads the index pages that web servers make, and asks for each file's size and version;
     nginx leaves names with a leading dot out of its pages.
     A path is a directory when the server redirects it to itself with a "/", as they all do.
+
+    Names are resolved by the system, in its own time (resolv.conf), which no timeout of ours ends.
     """
 
     def __init__(

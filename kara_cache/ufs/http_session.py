@@ -251,14 +251,17 @@ def _connect(connection: HTTPConnection, rule: AddressRule) -> socket.socket:
     allowed = [entry for entry in found if rule.allows(host, str(entry[4][0]))]
     if not allowed:
         raise AddressRefused(rule.refusal(host, str(found[0][4][0])))
+    assert connection.timeout is not None  # `_send_once` sets it
+    wait_s = connection.timeout / len(allowed)  # of each: one that is dead must not take the time of all
     failure: OSError | None = None
     for family, kind, protocol, _, address in allowed:
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(connection.timeout)
+            sock.settimeout(wait_s)
             for option in connection.socket_options or ():
                 sock.setsockopt(*option)
             sock.connect(address)
+            sock.settimeout(connection.timeout)  # for the handshake of TLS
         except OSError as error:
             sock.close()
             failure = error

@@ -200,6 +200,27 @@ def test_special_file_is_refused_and_not_listed(store: LocalStore, root: Path, k
     assert names(store) == ["d/file"]
 
 
+def test_listing_looks_at_files_as_it_advances(store: LocalStore, root: Path) -> None:
+    for i in range(600):
+        (root / f"{i:03}").touch()
+    entries = store.list("")
+    assert next(entries).path == "000"
+    (root / "599").unlink()
+    assert [entry.path for entry in entries] == [*(f"{i:03}" for i in range(1, 599)), "d"]
+
+
+def test_directory_that_may_not_be_searched_is_no_empty_one(
+    store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_args: Any, **_more: Any) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    entries = store.list("")
+    monkeypatch.setattr(os, "stat", denied)
+    with pytest.raises(PermissionError):
+        list(entries)
+
+
 # -- versions
 
 
