@@ -16,12 +16,13 @@ class StoredPage:
     last holder lets go (CPython's reference count), so never keep `fd` without the object.
     """
 
-    __slots__ = ("fd", "header", "offset")
+    __slots__ = ("fd", "header", "in_memory_until", "offset")
 
     def __init__(self, fd: int, offset: int, header: PageHeader) -> None:
         self.fd = fd
         self.offset = offset  # of the first data byte in fd
         self.header = header
+        self.in_memory_until = 0.0  # monotonic; a hint of who sends the page, to look again only then
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from time import monotonic
 
 from kara_cache.checksum import checksum
 from kara_cache.errors import PageCorrupt
 from kara_worker.page_store import StoredPage
 
 _NO_WAIT = getattr(os, "RWF_NOWAIT", 0)
+_MOMENT_S = 0.25  # two probes cost 2 us, as much as all that is done in Python for a large page
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -63,8 +65,10 @@ def _read(fd: int, view: memoryview, offset: int, wait: bool) -> int:
 
 
 def in_memory(stored: StoredPage) -> bool:
-    """Whether sendfile of the page would probably not wait for a disk: first and last byte are resident."""
-    if not _NO_WAIT:
+    """Whether sendfile of the page would probably not wait for a disk: first and last byte are resident,
+    or were a moment ago. The kernel reclaims what was not used for long, so a page in use stays."""
+    now = monotonic()
+    if now < stored.in_memory_until or not _NO_WAIT:
         return True
     probe = bytearray(1)
     try:
@@ -74,4 +78,5 @@ def in_memory(stored: StoredPage) -> bool:
         return False
     except OSError:
         return True
+    stored.in_memory_until = now + _MOMENT_S
     return True
