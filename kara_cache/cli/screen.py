@@ -6,7 +6,7 @@ import datetime
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -19,13 +19,16 @@ def print_json(document: Any) -> None:
 
 
 def print_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
-    """Columns as wide as their widest cell; numbers to the right."""
-    table = [list(header), *[list(row) for row in rows]]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    for row in table:
+    """Columns as wide as their widest cell; those of numbers to the right."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numbers = [
+        bool(rows) and all(cell[:1].isdigit() or cell == "-" for cell in column[1:]) for column in columns
+    ]
+    for row in (header, *rows):
         cells = [
-            cell.rjust(width) if cell[:1].isdigit() else cell.ljust(width)
-            for cell, width in zip(row, widths, strict=True)
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numbers, strict=True)
         ]
         print("  ".join(cells).rstrip())
 
@@ -45,7 +48,11 @@ def local_time(seconds: float | None) -> str:
     return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def progress(total: int | None, label: str) -> tqdm[Any]:
+class Progress(Protocol):
+    def update(self, count: int, /) -> object: ...
+
+
+def progress(total: int, label: str) -> tqdm[Any]:
     """A bar of bytes on stderr; silent where stderr is no terminal."""
     return tqdm(
         total=total, desc=label, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr, disable=None
