@@ -117,6 +117,7 @@ def seaweed(root: Path, secret: str) -> Iterator[str]:
     ports = {name: services.free_port() for name in (*names, *(f"{name}.grpc" for name in names))}
     command = [program, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", "-filer", "-s3"]
     command += [f"-s3.config={config}", "-volume.max=20", "-master.volumeSizeLimitMB=64"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # both have fixed ports, which others may use
     command += [f"-{name}={port}" for name, port in ports.items()]
     with process(command, root / "seaweed.log") as child:
         url = f"http://127.0.0.1:{ports['s3.port']}"
