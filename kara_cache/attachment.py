@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from hashlib import blake2b
 from time import monotonic
@@ -10,11 +11,19 @@ from typing import Any
 from kara_cache import ufs
 from kara_cache.cache_client import CacheClient
 from kara_cache.config import ClientConfig
-from kara_cache.errors import CacheError
+from kara_cache.errors import CacheError, WorkerUnavailable
 from kara_cache.kara_url import root_of, scheme_of
+from kara_cache.local_worker import LocalMembership
+from kara_cache.membership.base import MembershipView
 from kara_cache.mount import Mount, MountTable
 from kara_cache.store_options import store_options
 from kara_cache.ufs.base import UnderStore
+
+logger = logging.getLogger(__name__)
+
+_START_AGAIN_S = (
+    60.0  # an attempt takes half a second; what kept a worker from starting is seldom gone sooner
+)
 
 StoreOptions = Mapping[str, Mapping[str, Any]]
 """The caller's own options for stores, by scheme: `{"s3": {"endpoint": ...}}`."""
@@ -46,7 +55,7 @@ class Attachment:
     def client(self) -> CacheClient:
         client = self._client.get("client")
         if client is None:
-            made = CacheClient(self.config, fallback=self._own_store if self._given_options else None)
+            made = self._connect()
             client = self._client.setdefault("client", made)
             if client is not made:
                 made.close()
@@ -86,6 +95,12 @@ class Attachment:
     @property
     def _is_private(self) -> bool:
         return not (self.config.etcd.hosts or self.config.worker_hosts)
+
+    def _connect(self) -> CacheClient:
+        if not self._given_options:
+            return CacheClient(self.config)
+        membership = _Dispensable(LocalMembership()) if self._is_private else None
+        return CacheClient(self.config, membership=membership, fallback=self._own_store)
 
     def _cluster_path(self, url: str) -> str:
         try:
@@ -131,6 +146,28 @@ class Attachment:
     def _options_for(self, url: str) -> dict[str, Any]:
         scheme = _scheme(url)
         return store_options(scheme, self._given_options.get(scheme, {}))
+
+
+class _Dispensable:
+    """A private worker that may fail to start, for a caller that reaches the stores itself."""
+
+    def __init__(self, membership: LocalMembership) -> None:
+        self._membership = membership
+        self._nobody = MembershipView((), -2, "static")
+        self._again = 0.0  # monotonic
+
+    def view(self) -> MembershipView:
+        if monotonic() < self._again:
+            return self._nobody
+        try:
+            return self._membership.view()
+        except WorkerUnavailable as exc:
+            self._again = monotonic() + _START_AGAIN_S
+            logger.warning("reading from stores without a cache: %s", exc)
+            return self._nobody
+
+    def close(self) -> None:
+        self._membership.close()
 
 
 def _scheme(url: str) -> str:

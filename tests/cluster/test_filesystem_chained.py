@@ -175,6 +175,21 @@ def test_a_private_worker_that_was_killed_is_started_again(
     assert second != first
 
 
+def test_a_private_worker_that_cannot_start_costs_nothing_but_the_cache(
+    nothing_configured: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("KARA_PAGE_DIRS", "/proc/none/pages")
+    (tmp_path / "a.bin").write_bytes(CONTENT)
+    fs, path = url_to_fs(f"kara::file://{tmp_path}/a.bin")
+    for _ in range(2):
+        with fs.open(path) as file:
+            assert file.read() == CONTENT
+    assert [record.name for record in caplog.records].count("kara_cache.attachment") == 1
+
+
 def test_http(nothing_configured: Path) -> None:
     require_module("aiohttp")  # fsspec's class for http needs it to take a url apart
     with RudeHttpServer({"data/a b.bin": CONTENT, "data/100%.txt": b"all"}) as server:
