@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import shutil
 import stat
 import threading
@@ -17,6 +19,7 @@ from page_data import FOOTPRINT, PAGE_BYTES, Page, file_of, make_page, read
 from kara_cache.errors import ConfigError
 from kara_worker.eviction import LeastRecentlyUsed
 from kara_worker.file_page_store import FilePageStore
+from kara_worker.page_directory import PageDirectory
 
 
 @pytest.fixture
@@ -210,6 +213,74 @@ def test_of_two_files_of_one_page_one_is_kept(tmp_path: Path, open_store: Open) 
     assert [file.pages for file in store.files()] == [1]
     assert store.stats().bytes == FOOTPRINT
     assert len(list(place.parent.iterdir())) == 1
+
+
+def test_listing_leaves_alone_what_is_being_written(tmp_path: Path) -> None:
+    directory = PageDirectory(tmp_path / "cache", number=0, page_bytes=PAGE_BYTES)
+    directory.open()
+    temporary = Path(directory.write(5, b"header", memoryview(b"data")))
+    temporary.with_name("tmp.0badc0de.0").touch()
+    assert directory.names(5) == []
+    assert os.listdir(temporary.parent) == [temporary.name]
+    directory.close()
+
+
+def test_three_failures_in_a_row_condemn_a_disk(tmp_path: Path) -> None:
+    directory = PageDirectory(tmp_path / "cache", number=0, page_bytes=PAGE_BYTES)
+    directory.open()
+    broken, full = OSError(errno.EIO, "broken"), OSError(errno.ENOSPC, "full")
+    assert not any(directory.failed(error) for error in [broken, broken, full, full, full])
+    directory.worked()
+    assert [directory.failed(error) for error in [broken, broken, broken, full]] == [False, False, True, True]
+    directory.open()
+    assert not directory.failed(broken), "a new beginning"
+    directory.close()
+
+
+def test_the_last_reader_closes_the_descriptor(tmp_path: Path, open_store: Open) -> None:
+    store = open_store(tmp_path / "cache", open_pages=1)
+    pages = [make_page("/m/a", index) for index in range(2)]
+    for page in pages:
+        put(store, page)
+    first, again = store.get(pages[0][0].page), store.peek(pages[0][0].page)
+    assert first is again is not None
+    descriptor = first.fd
+    second = store.get(pages[1][0].page)
+    assert store.peek(pages[0][0].page) is None, "one is the limit"
+    del first
+    assert read(again) == pages[0][1]
+    del again
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    assert read(second) == pages[1][1]
+
+
+def test_open_pages_take_at_most_half_of_the_descriptors(tmp_path: Path, open_store: Open) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        store = open_store(tmp_path / "cache", open_pages=1024)
+        pages = [make_page("/m/a", index, length=10) for index in range(150)]
+        for page in pages:
+            put(store, page)
+            assert store.get(page[0].page) is not None
+        assert sum(store.peek(page[0].page) is not None for page in pages) == 100
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_page_that_comes_back_before_its_file_was_unlinked(tmp_path: Path, open_store: Open) -> None:
+    """Evicted in one thread, put by another under the same name, then the first goes on."""
+    store = open_store(tmp_path / "cache")
+    page = make_page("/m/a")
+    put(store, page)
+    entry = store._space.take(page[0].page, "capacity")
+    assert entry is not None
+    assert put(store, page)
+    assert store.stats().bytes == 2 * FOOTPRINT, "both until the first is gone"
+    store._files.unlink([(page[0].page, entry)])
+    assert read(store.get(page[0].page)) == page[1]
+    assert store.stats().bytes == FOOTPRINT
 
 
 def _wipe_pages(root: Path) -> None:
