@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         mounts = _mounts(options.mount, options.mount_option)
         config = WorkerConfig.load(file=options.config, flags=_flags(options), mounts=mounts)
         if options.detach:
-            return detached(options.log_file, lambda: _run(config, options))
+            return detached(options.log_file, lambda: _run(config, options), lines=config.workers)
         return _run(config, options)
     except ConfigError as exc:
         print(f"kara-worker: {exc}", file=sys.stderr)
@@ -64,11 +64,9 @@ def _run(config: WorkerConfig, options: argparse.Namespace) -> int:
     record = os.environ.get(_RECORD_VARIABLE)
     try:
         run_loop(WorkerDaemon(config, record=Path(record) if record else None).run())
-    except ConfigError:
-        raise
     except (KaraError, OSError) as exc:
-        print(f"kara-worker: {exc}", file=sys.stderr)
-        return EXIT_FAILED
+        print(f"kara-worker: {exc}", file=sys.stderr, flush=True)
+        return EXIT_CONFIG if isinstance(exc, ConfigError) else EXIT_FAILED
     return EXIT_OK
 
 

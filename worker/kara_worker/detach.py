@@ -7,22 +7,24 @@ import sys
 from collections.abc import Callable
 
 
-def detached(log_file: str, work: Callable[[], int]) -> int:
+def detached(log_file: str, work: Callable[[], int], *, lines: int = 1) -> int:
     """Forks; the child runs `work` in a session of its own with output to `log_file`.
 
-    Returns in the parent: 0 and the child's first line on stdout once it has printed one (a worker
-    prints it when it serves), or the child's exit code with its last words on stderr.
+    Returns in the parent: 0 and the child's first `lines` lines on stdout once it has printed them (a
+    worker prints one when it serves), or the child's exit code with its last words on stderr.
     """
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
         os.close(reader)
         os._exit(_child(log_file, writer, work))
     os.close(writer)
+    printed = 0
     with os.fdopen(reader, "rb") as answers:
-        line = answers.readline()
-    if line:
-        sys.stdout.buffer.write(line)
-        sys.stdout.flush()
+        while printed < lines and (line := answers.readline()):
+            sys.stdout.buffer.write(line)
+            printed += 1
+    sys.stdout.flush()
+    if printed == lines:
         return 0
     _, status = os.waitpid(pid, 0)
     with open(log_file, encoding="utf-8", errors="replace") as log:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
+import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
+from kara_cache.errors import ConfigError, KaraError
 from kara_worker.config import WorkerConfig
 from kara_worker.loop import run_loop
 
 log = logging.getLogger(__name__)
 
+EXIT_CONFIG = 6  # as of one worker
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ENDED_WELL = {0, *(-signum for signum in _SIGNALS)}  # drained, or not yet serving when it was told to end
+_STDOUT = 1
+_LOOK_EVERY_S = 0.2
 _BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # before a worker that ended is started again
 _STEADY_S = 60.0  # a worker that ran for so long starts again at once
 
@@ -40,28 +48,38 @@ class Supervisor:
         self._stopping = False
 
     def run(self) -> int:
-        """Returns 0 when all workers drained, 1 otherwise."""
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, self._stop)
+        """Returns 0 when all workers drained, 6 when one refused its configuration, else 1."""
+        for signum in _SIGNALS:
+            signal.signal(signum, self._stop)
         for number in range(len(self._configs)):
             self._start(number)
         while not self._stopping:
-            time.sleep(0.2)
+            time.sleep(_LOOK_EVERY_S)
             for number in range(len(self._configs)):
                 self._revive(number)
+        self._tell()  # also one that was being started while the signal came
         running = [process for process in self._processes if process is not None]
         for process in running:
             process.join()
-        return int(any(process.exitcode for process in running))
+        codes = {process.exitcode for process in running} - _ENDED_WELL
+        return EXIT_CONFIG if EXIT_CONFIG in codes else int(bool(codes))
 
     def _start(self, number: int) -> None:
         process = self._context.Process(target=_serve, args=(self._daemon, self._configs[number]))
-        process.start()
-        self._processes[number], self._started[number] = process, time.monotonic()
+        # Until the child has set its own, a signal would run our handler there.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            process.start()
+            self._processes[number], self._started[number] = process, time.monotonic()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def _revive(self, number: int) -> None:
         process = self._processes[number]
         if process is None or process.is_alive() or self._stopping:
+            return
+        if process.exitcode == EXIT_CONFIG:  # starting it again helps nothing
+            self._stopping = True
             return
         lived = time.monotonic() - self._started[number]
         if lived > _STEADY_S:
@@ -74,12 +92,29 @@ class Supervisor:
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
+        self._tell()
+
+    def _tell(self) -> None:
         for process in self._processes:
             if process is not None and process.pid and process.is_alive():
                 os.kill(process.pid, signal.SIGTERM)
 
 
 def _serve(daemon: Callable[[WorkerConfig], Daemon], config: WorkerConfig) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    run_loop(daemon(config).run())
+    for signum in _SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    if _nobody_reads(_STDOUT):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+    try:
+        run_loop(daemon(config).run())
+    except (KaraError, OSError) as exc:
+        print(f"kara-worker: {exc}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_CONFIG if isinstance(exc, ConfigError) else 1)
+
+
+def _nobody_reads(descriptor: int) -> bool:
+    """Of a pipe: who started us has read the first ready lines and left."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
