@@ -26,6 +26,7 @@ EXIT_FAILED = 1  # started, and then something broke
 EXIT_CONFIG = 6  # as `kara`: fix the configuration and start again; restarting helps nothing
 
 _SHORT = {"page_dirs": "--page-dir", "capacity_bytes": "--capacity", "idle_exit_s": "--idle-exit"}
+_SWITCHES = ("private", "guard", "admin_anonymous", "etcd_tls_verify_hostname")
 _RECORD_VARIABLE = "KARA_RECORD"
 _EXAMPLES = """\
 Every flag is also a key of the [worker] table of --config, and KARA_<KEY> in the environment:
@@ -111,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         if key == "mounts":
             continue
         flag = _SHORT.get(key, "--" + key.replace("_", "-"))
-        if key in ("private", "guard", "admin_anonymous"):
+        if key in _SWITCHES:
             parser.add_argument(flag, dest=key, action=argparse.BooleanOptionalAction, default=None)
         else:
             parser.add_argument(flag, dest=key, metavar="REF" if is_secret_key(key) else "VALUE")
