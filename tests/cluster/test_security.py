@@ -27,7 +27,7 @@ DATA = content("file", 300_000)
 PATH = "/web/file"
 
 
-def token(verbs: str = "read", prefix: str = "/", seconds: float = 60, secret: str = SECRET) -> str:
+def token(verbs: str = "read", prefix: str = "/", seconds: float = 3600, secret: str = SECRET) -> str:
     claims = Claims(frozenset(verbs.split()), prefix, int(time.time() + seconds), "test")  # type: ignore[arg-type]
     return mint(secret.encode(), claims)
 
