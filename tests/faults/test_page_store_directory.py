@@ -237,6 +237,33 @@ def test_three_failures_in_a_row_condemn_a_disk(tmp_path: Path) -> None:
     directory.close()
 
 
+def test_nothing_comes_in_before_it_is_known_how_much_is_there(
+    tmp_path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path / "cache")
+    pages = [make_page("/m/a", index) for index in range(4)]
+    for page in pages[:3]:
+        put(store, page)
+    store.close()
+    may_list, names = threading.Event(), PageDirectory.names
+
+    def slow_names(directory: PageDirectory, shard: int) -> list[str]:
+        assert may_list.wait(30)
+        return names(directory, shard)
+
+    ticks = iter(range(0, 1 << 40, 2_000_000_000))  # two seconds between two looks at the clock
+    with monkeypatch.context() as patch:
+        patch.setattr(PageDirectory, "names", slow_names)
+        store = open_store(tmp_path / "cache", clock_ns=lambda: next(ticks))
+        assert store.stats().loading
+        assert not put(store, pages[3])
+        assert store.stats().rejections == {"loading": 1}
+        may_list.set()
+        assert [file.pages for file in store.files()] == [3]
+    assert not store.stats().loading
+    assert read(store.get(pages[0][0].page)) == pages[0][1]
+
+
 def test_the_last_reader_closes_the_descriptor(tmp_path: Path, open_store: Open) -> None:
     store = open_store(tmp_path / "cache", open_pages=1)
     pages = [make_page("/m/a", index) for index in range(2)]
