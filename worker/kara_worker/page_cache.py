@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kara_cache.errors import CacheError, KaraError, StaleVersion
-from kara_cache.mount import IMMUTABLE, Mount
+from kara_cache.mount import IMMUTABLE, Mount, is_below
 from kara_cache.page import PageHeader, PageId, file_id
 from kara_worker.byte_budget import ByteBudget
 from kara_worker.fill import Fill
@@ -82,7 +82,7 @@ class PageCache:
         self._memory = ByteBudget(fill_memory_bytes, what="fill memory")
         self._write_queue_bytes = write_queue_bytes
         self._queued_bytes = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], str] = {}  # running fills, with the path of each
         self._store_threads = ThreadPoolExecutor(store_threads, thread_name_prefix="store")
         self._disk_threads = ThreadPoolExecutor(2, thread_name_prefix="disk")
 
@@ -178,8 +178,8 @@ class PageCache:
         for index in run:
             self._fills[PageId(ref.file_id, index)] = fill
         task = asyncio.get_running_loop().create_task(self._fill(ref, fill, len(run)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = ref.path
+        task.add_done_callback(self._tasks.pop)
 
     async def _fill(self, ref: FileRef, fill: Fill, count: int) -> None:
         size = fill.stop - fill.start
@@ -255,9 +255,20 @@ class PageCache:
         return [found[index] for index in sorted(found)]
 
     async def free(self, path: str, *, recursive: bool) -> tuple[int, int]:
-        """Drops all versions of a file, or of all files below: (pages, bytes)."""
-        self.stores.locate(path)
-        return await self.run_on_disk(lambda: self.pages.free(path, recursive=recursive))
+        """Drops all versions of a file, or of all files below: (pages, bytes).
+
+        Pages on their way are waited for and dropped too: what was read before this call is gone after it.
+        """
+        mount, relative = self.stores.locate(path)
+        normal = f"/{mount.name}/{relative}".rstrip("/")
+        running = [
+            task
+            for task, filling in self._tasks.items()
+            if filling == normal or (recursive and is_below(filling, normal))
+        ]
+        if running:
+            await asyncio.wait(running, timeout=_BUDGET_WAIT_S)
+        return await self.run_on_disk(lambda: self.pages.free(normal, recursive=recursive))
 
     def filling(self, ref: FileRef) -> list[int]:
         """Indices of the file's pages that are on their way from the store."""

@@ -202,10 +202,21 @@ class LocalCluster:
         try:
             for worker in self.workers:
                 worker.start()
+            if self.etcd is not None:
+                self._wait_registered()
         except BaseException:
             self.close()
             raise
         return self
+
+    def _wait_registered(self) -> None:
+        """Workers serve before etcd knows them; who starts a client next wants to find them all."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        for worker in self.workers:
+            while not worker.metrics().get("kara_worker_lease_held"):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"worker {worker.id} did not register in etcd in {READY_TIMEOUT_S} s")
+                time.sleep(0.02)
 
     @property
     def worker_hosts(self) -> str:
