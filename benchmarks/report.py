@@ -60,7 +60,7 @@ def markdown(rows: Sequence[Row], facts: dict[str, str], loader: str) -> str:
 def _quiet(rows: Sequence[Row], noisy: Sequence[Row]) -> str:
     retried = sum(row.retried for row in rows)
     text = f"A round in which others used more than {MOST_FOREIGN:.0%} of all cores ran again, "
-    text += f"at most three times: {retried} did."
+    text += f"at most twice: {retried} did."
     if noisy:
         worst = max(noisy, key=lambda row: row.foreign)
         text += f" {len(noisy)} of {len(rows)} rows stayed above it in half of their rounds"

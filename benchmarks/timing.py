@@ -14,7 +14,7 @@ Call = Callable[[int], object]  # gets the number of the call
 
 def aligned(size: int) -> memoryview:
     """Memory that is page-aligned and present."""
-    memory = memoryview(mmap.mmap(-1, size))
+    memory = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     memory[:] = bytes(size)
     return memory
 
