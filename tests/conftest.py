@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 
 import leaks
@@ -18,6 +19,8 @@ settings.load_profile("kara")
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ[leaks.RUN_MARK] = secrets.token_hex(8)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a background job; children would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -128,21 +128,40 @@ def test_a_disk_smaller_than_the_capacity(kind: str, mount: Mount, open_store: O
     assert not list(place.rglob("tmp.*"))
 
 
+def believes_in_room(store: FilePageStore) -> None:
+    """Whatever the disk says: there is room for the next page, as with a file system that counts too much."""
+    choose = store._files.choose
+    store._files.choose = lambda page, size, spare=True: choose(page, 0, spare=False)  # type: ignore[method-assign]
+
+
 def test_disk_runs_full_in_the_middle_of_a_page(mount: Mount, open_store: Open) -> None:
     """The free bytes that were reported are gone when the data comes: half of it is written, then ENOSPC."""
     place = mount("tmpfs", 4)
     store = open_store(place)
-    put(store, make_page("/m/first"))
     fill(place, leave=PAGE_BYTES // 2)
-    choose = store._files.choose
-    store._files.choose = lambda page, size, spare=True: choose(page, 0, spare=False)  # type: ignore[method-assign]
+    believes_in_room(store)
     page = make_page("/m/second")
     assert not put(store, page)
     assert store.get(page[0].page) is None
     stats = store.stats()
-    assert (stats.pages, stats.bytes, stats.rejections, stats.disk_errors) == (1, FOOTPRINT, {"full": 1}, 0)
+    assert (stats.pages, stats.bytes, stats.rejections, stats.disk_errors) == (0, 0, {"full": 1}, 0)
     assert not list(place.rglob("tmp.*"))
     assert free_bytes(place) >= PAGE_BYTES // 2
+
+
+def test_an_old_page_goes_where_the_disk_turns_out_to_be_full(mount: Mount, open_store: Open) -> None:
+    place = mount("tmpfs", 4)
+    store = open_store(place)
+    old, new = make_page("/m/first"), make_page("/m/second")
+    put(store, old)
+    fill(place, leave=PAGE_BYTES // 2)
+    believes_in_room(store)
+    assert put(store, new)
+    assert store.verify(new[0].page)
+    assert store.get(old[0].page) is None
+    stats = store.stats()
+    assert (stats.pages, stats.bytes, stats.rejections) == (1, FOOTPRINT, {})
+    assert not list(place.rglob("tmp.*"))
 
 
 def test_some_bytes_of_the_disk_stay_free(mount: Mount, open_store: Open) -> None:

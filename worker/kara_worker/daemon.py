@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -212,7 +213,8 @@ class WorkerDaemon:
             partial = self._record.with_suffix(".new")
             partial.write_text(json.dumps({**ready, "boot_id": boot_id()}))
             partial.replace(self._record)
-        print(json.dumps(ready), flush=True)
+        sys.stdout.write(json.dumps(ready) + "\n")  # at once: the other workers of a node write there too
+        sys.stdout.flush()
         log.info("worker %s serves %s:%d", self.identity, self._config.listen.host, self._port)
 
     def _unready(self) -> str:

@@ -20,7 +20,7 @@ from kara_worker.page_file import (
     footprint,
     group_token,
 )
-from kara_worker.page_files import PageFiles
+from kara_worker.page_files import PageFiles, Written
 from kara_worker.page_index import FileRecord
 from kara_worker.page_space import PageSpace, Verdict
 from kara_worker.page_store import StoredFile, StoredPage, StoreStats
@@ -28,6 +28,7 @@ from kara_worker.page_store import StoredFile, StoredPage, StoreStats
 log = logging.getLogger(__name__)
 
 _ROUNDS = 16  # evict-and-ask-again before a page is refused; only rivals that take the room use them up
+_WRITES = 3  # of one page, each after an eviction, where the disk turned out to be full
 _BATCH = 32  # victims between two looks at the level
 _LISTING_PATIENCE_NS = 1_000_000_000
 
@@ -120,17 +121,30 @@ class FilePageStore:
             self._space.reject("closed" if self._closing else "loading")
             return False
         token = group_token(group.strip("/") or _mount_of(header.path))
-        verdict, directory = self._reserve(header.page, footprint(header.length), token)
-        if directory is None:
-            return verdict is Verdict.HERE
-        entry = PageEntry.of(directory.number, header.length, token, header.created_ns)
-        return self._files.write(directory, header, view, entry)
+        for attempt in range(_WRITES):
+            verdict, directory = self._reserve(
+                header.page, footprint(header.length), token, disk_full=attempt > 0
+            )
+            if directory is None:
+                return verdict is Verdict.HERE
+            entry = PageEntry.of(directory.number, header.length, token, header.created_ns)
+            written = self._files.write(directory, header, view, entry)
+            if written is not Written.FULL:
+                break
+        if written is not Written.STORED:
+            self._space.reject("full" if written is Written.FULL else "disk_error")
+        return written is Written.STORED
 
-    def _reserve(self, page: PageId, size: int, group: str) -> tuple[Verdict, PageDirectory | None]:
-        """Sets bytes aside, evicting for them only if there is no other way."""
+    def _reserve(
+        self, page: PageId, size: int, group: str, *, disk_full: bool
+    ) -> tuple[Verdict, PageDirectory | None]:
+        """Sets bytes aside, evicting for them only if there is no other way, or at least once if `disk_full`:
+        a file system may count bytes as free that it cannot give out yet."""
         admitted, swapping = None, False
-        for _ in range(_ROUNDS):
-            directory = self._files.choose(page, size, spare=not swapping)
+        for round_ in range(_ROUNDS):
+            directory = (
+                None if disk_full and round_ == 0 else self._files.choose(page, size, spare=not swapping)
+            )
             answer = self._space.reserve(page, size, group, disk_full=directory is None, admitted=admitted)
             admitted = answer.admitted
             if answer.verdict is not Verdict.EVICT:

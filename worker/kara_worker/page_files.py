@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import errno
 import logging
 import math
@@ -35,6 +36,12 @@ _LEAST_FREE_BYTES = 64 << 20
 _LEAST_FREE_PART = 100  # one of so many bytes of a file system stays free: ext4 and xfs slow down when full
 _FOUND_BATCH = 512  # found pages that enter the books under one lock: about 1 ms
 _NOT_THE_PAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class Written(enum.Enum):
+    STORED = "the page is on disk and in the books"
+    FULL = "there was no room, whatever statvfs said"
+    FAILED = "the disk failed"
 
 
 class PageFiles:
@@ -155,15 +162,17 @@ class PageFiles:
                 self._failed(directory, exc)
         return None
 
-    def write(self, directory: PageDirectory, header: PageHeader, data: memoryview, entry: PageEntry) -> bool:
+    def write(
+        self, directory: PageDirectory, header: PageHeader, data: memoryview, entry: PageEntry
+    ) -> Written:
         """Writes a page whose bytes are reserved: in the books afterwards, or released and not on disk."""
         page, shard, kept = header.page, shard_of(header.page), False
         try:
             temporary = directory.write(shard, header.encode(), data)
             try:
                 with self._locks[shard]:
-                    if here := self._space.find(page) is not None:
-                        return here
+                    if self._space.find(page) is not None:
+                        return Written.STORED
                     os.rename(temporary, directory.path(shard, page_name(page, entry)))
                     self._space.add(page, entry, header.path)
                     kept = True
@@ -171,14 +180,13 @@ class PageFiles:
                 if not kept:
                     os.unlink(temporary)
         except OSError as exc:
-            self._space.reject("full" if is_full(exc) else "disk_error")
             self._failed(directory, exc)
-            return False
+            return Written.FULL if is_full(exc) else Written.FAILED
         finally:
             if not kept:
                 self._space.release(entry.size)
         directory.worked()
-        return True
+        return Written.STORED
 
     def drop(self, page: PageId, reason: str, *, entry: PageEntry | None = None) -> int:
         """Bytes that were freed; 0 if the page is not there, or not that one any more."""
