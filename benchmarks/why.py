@@ -21,6 +21,10 @@ WHY: dict[str, str] = {
         "the same 10 us of interpreter and the same wake-ups as at 4 KiB, beside a sendfile of 8 us; "
         "the two probes for residence that were here are down to four a second and page."
     ),
+    "worker_1MiB": (
+        "sendfile of 1 MiB takes 60-70 us on both sides; the interpreter's 10 us beside it are what is "
+        "missing, within the spread of the rounds."
+    ),
     "client_bare_1 MiB": (
         "the sum of 1 MiB (17 us), and the interpreter's part, which is the same as at 4 KiB, on about "
         "200 us."
