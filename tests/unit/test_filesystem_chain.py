@@ -81,7 +81,7 @@ def test_secrets_are_not_shown() -> None:
 
 
 def test_oss_without_ossfs_is_only_a_spelling() -> None:
-    from kara_cache.oss_scheme import OssUrls
+    from kara_cache.url_schemes import OssUrls
 
     assert OssUrls._strip_protocol(["oss://bucket/a/", "bucket/b"]) == ["/bucket/a", "/bucket/b"]
     with pytest.raises(ImportError, match="pip install ossfs"):
