@@ -1,0 +1,1 @@
+"""Alluxio's clients and servers, as far as this project speaks with them."""
