@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -430,7 +431,10 @@ def test_a_reader_nobody_closed_gives_its_memory_back(bench: Callable[..., Bench
     for at in range(0, 8 * MIB, MIB):
         reader.read_at(at, 4096)
         reader.read_at(at + 4096, 4096)
+    gone = threading.Event()
+    weakref.finalize(reader, gone.set)
     del reader
+    assert gone.wait(WAIT_S), "fetches that were on their way hold it until they end"
     fresh = b.open()
     fresh.read_at(0, 10)
     fresh.close()
