@@ -13,8 +13,8 @@ from pathlib import Path
 from benchmarks import machine, report
 from benchmarks.cases import batch, client, cold, corrupt, faces, same_host, worker
 from benchmarks.rounds import Settings
-from benchmarks.rows import Row
 from benchmarks.scene import Scene, scene
+from benchmarks.table_row import Row
 
 CASES: dict[str, Callable[[Scene], list[Row]]] = {
     "worker": worker.run,

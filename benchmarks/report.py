@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.rounds import MOST_FOREIGN
-from benchmarks.rows import Row, shown
+from benchmarks.table_row import Row, shown
 from benchmarks.why import WHY
 
 _INTRODUCTION = """# Benchmarks

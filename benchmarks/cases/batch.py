@@ -6,8 +6,8 @@ from random import Random
 from time import perf_counter
 
 from benchmarks.rounds import interleave
-from benchmarks.rows import Row, Target
 from benchmarks.scene import KIB, Scene, warm
+from benchmarks.table_row import Row, Target
 from benchmarks.timing import aligned, summary
 
 _SAMPLES = 1024

@@ -10,8 +10,8 @@ from time import perf_counter
 import requests
 
 from benchmarks.rounds import interleave_calls
-from benchmarks.rows import Row, Target
 from benchmarks.scene import KIB, MIB, Scene, read_url, request_bytes, warm
+from benchmarks.table_row import Row, Target
 from benchmarks.timing import aligned
 from kara_cache import verified_body
 from kara_cache.cache_client import CacheClient

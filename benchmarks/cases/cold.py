@@ -7,8 +7,8 @@ from time import perf_counter
 
 from benchmarks.machine import ALL_CORES, SERVER_CORES
 from benchmarks.rounds import Settings, interleave
-from benchmarks.rows import Row, Target
 from benchmarks.scene import KIB, MIB, Scene, unpin
+from benchmarks.table_row import Row, Target
 from benchmarks.timing import aligned, summary
 from kara_cache.cache_client import CacheClient
 from kara_cache.ufs import open_store

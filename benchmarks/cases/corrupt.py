@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.rows import Row, Target
 from benchmarks.scene import KIB, MIB, Scene, warm
+from benchmarks.table_row import Row, Target
 
 _DATA = 4096  # bytes of header before a page's data
 

@@ -6,8 +6,8 @@ import fsspec
 
 from benchmarks.cases.client import starts
 from benchmarks.rounds import interleave_calls
-from benchmarks.rows import Row, Target
 from benchmarks.scene import KIB, Scene, warm
+from benchmarks.table_row import Row, Target
 
 _ADDED = Target(25, "us", at_least=False)
 

@@ -7,8 +7,8 @@ from time import perf_counter
 
 from benchmarks.cases.client import starts
 from benchmarks.rounds import interleave, interleave_calls
-from benchmarks.rows import Row, Target
 from benchmarks.scene import KIB, MIB, Scene, warm
+from benchmarks.table_row import Row, Target
 from benchmarks.timing import aligned, summary
 
 _LENGTH = 4 * KIB

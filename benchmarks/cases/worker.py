@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.rounds import interleave, process_cpu_s
-from benchmarks.rows import Row, Target
 from benchmarks.scene import KIB, SIZES, Scene, read_url, warm
+from benchmarks.table_row import Row, Target
 
 CONNECTIONS = 16
 _PARTS = 512  # ranges of 4 KiB, spread over the pages of one file
