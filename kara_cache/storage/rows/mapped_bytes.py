@@ -1,0 +1,102 @@
+"""A stream of rows on this machine's disk, mapped into memory."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, count
+
+from kara_cache.errors import FormatError
+
+
+class MappedBytes:
+    """A `ByteStream` over `N.blk` of one directory, as many bytes as there were when it was opened.
+
+    Segments only ever grow, and what is mapped is never rewritten, so readers need no lock against the
+    writer. A file that somebody cuts while it is mapped ends the process with SIGBUS (mmap(2)).
+    """
+
+    def __init__(self, directory: str) -> None:
+        """Without such a directory the stream is empty."""
+        self.directory = directory
+        self.segments = _map_all(directory)
+        self._ends = list(accumulate(map(len, self.segments)))
+        self._starts = [0, *self._ends]
+        self.size = self._ends[-1] if self._ends else 0
+        self._only = self.segments[0] if len(self.segments) == 1 else None
+
+    def __repr__(self) -> str:
+        return f"<MappedBytes {self.directory}: {self.size} bytes in {len(self.segments)} segments>"
+
+    def read(self, start: int, stop: int) -> bytes:
+        if self._only is not None and 0 <= start <= stop:
+            return self._only[start:stop]
+        self._check(start, stop)
+        segment = bisect_right(self._ends, start)
+        if segment == len(self.segments):
+            return b""
+        base = self._starts[segment]
+        found = self.segments[segment][start - base : stop - base]
+        if stop <= self._ends[segment]:
+            return found
+        parts = [found]
+        for mapped, base in zip(self.segments[segment + 1 :], self._starts[segment + 1 :], strict=False):
+            if base >= stop:
+                break
+            parts.append(mapped[: stop - base])
+        return b"".join(parts)
+
+    def read_spans(self, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
+        only = self._only
+        if only is not None:
+            return [only[start:stop] for start, stop in zip(starts, stops, strict=True)]
+        read = self.read
+        return [read(start, stop) for start, stop in zip(starts, stops, strict=True)]
+
+    def read_into(self, start: int, buffer: memoryview | bytearray) -> int:
+        view = memoryview(buffer).cast("B")
+        self._check(start, start + len(view))
+        done = 0
+        segment = bisect_right(self._ends, start)
+        while done < len(view) and segment < len(self.segments):
+            at = start + done - self._starts[segment]
+            length = min(len(view) - done, len(self.segments[segment]) - at)
+            with memoryview(self.segments[segment]) as mapped, mapped[at : at + length] as part:
+                view[done : done + length] = part
+            done += length
+            segment += 1
+        return done
+
+    def close(self) -> None:
+        """Memory is given back when the last view of it is gone."""
+        self.segments, self._ends, self._only = [], [-1], None
+
+    def _check(self, start: int, stop: int) -> None:
+        if self._ends == [-1]:
+            raise ValueError(f"{self.directory}: read of a closed stream")
+        if start < 0 or stop < start:
+            raise ValueError(f"{self.directory}: bytes [{start}, {stop}) are no part of a stream")
+
+
+def _map_all(directory: str) -> list[mmap.mmap]:
+    segments = []
+    for number in count():
+        name = f"{directory}/{number}.blk"
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            break
+        try:
+            size = os.fstat(descriptor).st_size
+            if size:  # a mapping cannot be empty
+                segments.append(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
+        except OSError as exc:
+            if exc.errno == errno.ENODEV:
+                raise FormatError(f"{name}: not a regular file") from exc
+            raise
+        finally:
+            os.close(descriptor)
+    return segments
