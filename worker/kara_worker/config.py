@@ -18,7 +18,7 @@ from kara_cache.config import (
     check_cluster_name,
     runtime_dir,
 )
-from kara_cache.endpoint import is_loopback
+from kara_cache.endpoint import Endpoint, is_loopback
 from kara_cache.errors import ConfigError
 from kara_cache.layered import INLINE, keys, layered
 from kara_cache.mount import MountTable
@@ -102,6 +102,25 @@ class FillConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadConfig:
+    """What load jobs may take of this worker; readers come before them."""
+
+    load_threads: int = 16  # store requests of load jobs at the same time, beside `ufs_threads`
+    load_memory_bytes: int = 128 << 20  # their pages on the way from a store to the disk
+    load_bandwidth_bytes_per_s: int | None = None  # from the stores, for all load jobs together
+    load_requests_per_s: float | None = None  # to the stores, for all load jobs together
+
+    def __post_init__(self) -> None:
+        if self.load_threads < 1:
+            raise ConfigError(f"load_threads: want at least 1, got {self.load_threads}")
+        if self.load_bandwidth_bytes_per_s is not None and self.load_bandwidth_bytes_per_s < 1:
+            got = self.load_bandwidth_bytes_per_s
+            raise ConfigError(f"load_bandwidth_bytes_per_s: want at least 1, got {got}")
+        if self.load_requests_per_s is not None and not self.load_requests_per_s > 0:
+            raise ConfigError(f"load_requests_per_s: want more than 0, got {self.load_requests_per_s}")
+
+
+@dataclass(frozen=True, slots=True)
 class LifeConfig:
     """Coming and going."""
 
@@ -124,6 +143,7 @@ class ServerTls:
     cert: str = ""
     key: str = ""
     client_ca: str = ""  # clients must show a certificate of this authority (mTLS)
+    peer_ca: str = ""  # whose certificates other workers have; default client_ca, else what the system trusts
 
     def __post_init__(self) -> None:
         if bool(self.cert) != bool(self.key):
@@ -138,10 +158,12 @@ class WorkerConfig:
 
     cluster_name: str = DEFAULT_CLUSTER_NAME
     etcd: EtcdConfig = field(default_factory=EtcdConfig)  # no hosts: serves unregistered, for a static list
+    worker_hosts: tuple[str, ...] = ()  # all workers, as clients have them; etcd counts first
     listen: ListenConfig = field(default_factory=ListenConfig, metadata=INLINE)
     admin: AdminConfig = field(default_factory=AdminConfig)
     store: StoreConfig = field(default_factory=StoreConfig, metadata=INLINE)
     fill: FillConfig = field(default_factory=FillConfig, metadata=INLINE)
+    loads: LoadConfig = field(default_factory=LoadConfig, metadata=INLINE)
     life: LifeConfig = field(default_factory=LifeConfig, metadata=INLINE)
     secret: Secret | None = None  # shared with clients; tokens are checked as soon as it is set
     tls: ServerTls = field(default_factory=ServerTls)
@@ -156,6 +178,7 @@ class WorkerConfig:
                 raise ConfigError(f"{key}: want 0 .. 65535, got {port}")
         if not 1 <= self.workers <= 256:
             raise ConfigError(f"workers: want 1 .. 256, got {self.workers}")
+        Endpoint.parse_all(self.worker_hosts, DEFAULT_WORKER_PORT)
         if self.private:
             if self.etcd.hosts or self.workers > 1:
                 raise ConfigError(
@@ -173,6 +196,10 @@ class WorkerConfig:
                 f"admin_host {self.admin.host!r}: reachable by others, and metrics ask for no token; "
                 "set admin_anonymous = true (KARA_ADMIN_ANONYMOUS=1) to allow it, or admin_host 127.0.0.1"
             )
+
+    @property
+    def worker_endpoints(self) -> tuple[Endpoint, ...]:
+        return Endpoint.parse_all(self.worker_hosts, DEFAULT_WORKER_PORT)
 
     @classmethod
     def load(
@@ -235,6 +262,7 @@ class WorkerConfig:
             ("tls_cert", self.tls.cert),
             ("tls_key", self.tls.key),
             ("tls_client_ca", self.tls.client_ca),
+            ("tls_peer_ca", self.tls.peer_ca),
         ):
             if path and not os.path.isfile(path):
                 raise ConfigError(f"{key}: no file {path!r}")
