@@ -76,7 +76,7 @@ $(VENV)/.torch: | $(BIN)/python
 
 $(VENV)/.all: pyproject.toml $(VENV)/.torch $(VENV)/.dev
 	@echo "installing client libraries and referees into $(VENV)"
-	@$(call PIP,$(VENV)) install --editable '.[clients,referees]'
+	@$(call PIP,$(VENV)) install --editable '.[clients,referees,deploy]'
 	@touch $@
 
 .venv-%/.dev: pyproject.toml
