@@ -1,4 +1,7 @@
-"""Published packages in environments of their own, so that what they pin touches nothing of ours."""
+"""Published packages in environments of their own, so that what they pin touches nothing of ours.
+
+Benchmarks take them from here as well, so pytest is imported only where a test is skipped.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,28 @@ import sys
 from hashlib import blake2b
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent / ".venv-published"
 _INSTALL_S = 900
 
 
 def python_with(*requirements: str, extra_arguments: tuple[str, ...] = ()) -> Path:
-    """The interpreter of a virtual environment that has exactly `requirements`; made once, kept between runs.
+    """As `environment`; skips the test where it cannot be installed, and fails it under CI."""
+    try:
+        return environment(*requirements, extra_arguments=extra_arguments)
+    except InstallError as exc:
+        import pytest
 
-    Skips the test where they cannot be installed, and fails it under CI.
-    """
+        if os.environ.get("CI"):
+            pytest.fail(str(exc))
+        pytest.skip(f"{requirements}: cannot be installed here")
+
+
+class InstallError(RuntimeError):
+    """Says what pip said."""
+
+
+def environment(*requirements: str, extra_arguments: tuple[str, ...] = ()) -> Path:
+    """The interpreter of a virtual environment with exactly `requirements`, made once and kept."""
     wanted = "\n".join([sys.version, *requirements, *extra_arguments])
     home = ROOT / f"{requirements[0].partition('=')[0]}-{blake2b(wanted.encode(), digest_size=6).hexdigest()}"
     ROOT.mkdir(exist_ok=True)
@@ -32,9 +46,7 @@ def python_with(*requirements: str, extra_arguments: tuple[str, ...] = ()) -> Pa
                 _make(home, *requirements, *extra_arguments)
             except subprocess.SubprocessError as exc:
                 said = getattr(exc, "stderr", None) or str(exc)
-                if os.environ.get("CI"):
-                    pytest.fail(f"{requirements}: cannot be installed: {said}")
-                pytest.skip(f"{requirements}: cannot be installed here")
+                raise InstallError(f"{requirements}: cannot be installed: {said}") from exc
             (home / "complete").touch()
     return home / "bin" / "python"
 
