@@ -85,37 +85,64 @@ def child(tmp_path: Path) -> Iterator[Child]:
         yield running
 
 
+FULL_DISKS = {
+    "openat": "openat:error=ENOSPC",
+    "mkdir": "mkdir:error=ENOSPC",
+    "writev": "writev:error=ENOSPC",
+    "quota": "writev:error=EDQUOT",
+    "close": "close:error=ENOSPC",
+    "rename": "rename:error=ENOSPC",
+}
 WRITE_ERRORS = {
-    "openat ENOSPC": ("openat:error=ENOSPC:when=1", "full"),
-    "openat EIO": ("openat:error=EIO:when=1", "disk_error"),
-    "openat EROFS": ("openat:error=EROFS:when=1", "disk_error"),
-    "openat EMFILE": ("openat:error=EMFILE:when=1", "disk_error"),
-    "mkdir ENOSPC": ("mkdir:error=ENOSPC:when=1", "full"),
-    "mkdir EIO": ("mkdir:error=EIO:when=2", "disk_error"),
-    "writev ENOSPC": ("writev:error=ENOSPC:when=1", "full"),
-    "writev EDQUOT": ("writev:error=EDQUOT:when=1", "full"),
-    "writev EIO": ("writev:error=EIO:when=1", "disk_error"),
-    "writev nothing": ("writev:retval=0:when=1", "disk_error"),
-    "close ENOSPC": ("close:error=ENOSPC:when=1", "full"),
-    "close EIO": ("close:error=EIO:when=1", "disk_error"),
-    "rename EIO": ("rename:error=EIO:when=1", "disk_error"),
-    "rename ENOSPC": ("rename:error=ENOSPC:when=1", "full"),
+    "openat EIO": "openat:error=EIO:when=1",
+    "openat EROFS": "openat:error=EROFS:when=1",
+    "openat EMFILE": "openat:error=EMFILE:when=1",
+    "mkdir EIO": "mkdir:error=EIO:when=2",
+    "writev EIO": "writev:error=EIO:when=1",
+    "writev nothing": "writev:retval=0:when=1",
+    "close EIO": "close:error=EIO:when=1",
+    "rename EIO": "rename:error=EIO:when=1",
 }
 
 
 @pytest.mark.parametrize("case", WRITE_ERRORS)
 def test_a_put_that_fails_leaves_nothing_behind(child: Child, tmp_path: Path, case: str) -> None:
-    inject, reason = WRITE_ERRORS[case]
-    with child.traced(inject):
+    with child.traced(WRITE_ERRORS[case]):
         assert child.ask("put 100") == [False]
     (stats,) = child.ask("stats")
-    assert stats["rejections"] == {reason: 1}
+    assert stats["rejections"] == {"disk_error": 1}
     assert (stats["pages"], stats["bytes"]) == (4, 4 * FOOTPRINT)
-    assert stats["disk_errors"] == (reason == "disk_error")
+    assert stats["disk_errors"] == 1
     assert disk_bytes(tmp_path / "cache") == 4 * FOOTPRINT
     assert not list(tmp_path.rglob("tmp.*"))
     assert child.ask("put 100") == [True], "one failure does not condemn a disk"
     assert all(child.ask(f"get {number}") == [True] for number in (0, 1, 2, 3, 100))
+
+
+@pytest.mark.parametrize("case", FULL_DISKS)
+def test_a_disk_that_is_full_once_takes_the_page_for_an_old_one(
+    child: Child, tmp_path: Path, case: str
+) -> None:
+    with child.traced(FULL_DISKS[case] + ":when=1"):
+        assert child.ask("put 100") == [True]
+    (stats,) = child.ask("stats")
+    assert (stats["rejections"], stats["disk_errors"]) == ({}, 0)
+    assert (stats["pages"], stats["bytes"]) == (4, 4 * FOOTPRINT)
+    assert disk_bytes(tmp_path / "cache") == 4 * FOOTPRINT
+    assert not list(tmp_path.rglob("tmp.*"))
+    assert child.ask("get 100") == [True]
+
+
+@pytest.mark.parametrize("case", FULL_DISKS)
+def test_a_disk_that_stays_full_costs_one_old_page(child: Child, tmp_path: Path, case: str) -> None:
+    with child.traced(FULL_DISKS[case] + ":when=1+"):
+        assert child.ask("put 100") == [False]
+    (stats,) = child.ask("stats")
+    assert (stats["rejections"], stats["disk_errors"]) == ({"full": 1}, 0)
+    assert (stats["pages"], stats["bytes"]) == (3, 3 * FOOTPRINT)
+    assert disk_bytes(tmp_path / "cache") == 3 * FOOTPRINT
+    assert not list(tmp_path.rglob("tmp.*"))
+    assert child.ask("put 100") == [True]
 
 
 def test_a_disk_that_swallows_bytes_is_found_out(child: Child) -> None:

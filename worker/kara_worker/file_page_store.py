@@ -28,7 +28,7 @@ from kara_worker.page_store import StoredFile, StoredPage, StoreStats
 log = logging.getLogger(__name__)
 
 _ROUNDS = 16  # evict-and-ask-again before a page is refused; only rivals that take the room use them up
-_WRITES = 3  # of one page, each after an eviction, where the disk turned out to be full
+_WRITES = 2  # of one page, the second after an eviction, where the disk turned out to be full
 _BATCH = 32  # victims between two looks at the level
 _LISTING_PATIENCE_NS = 1_000_000_000
 
