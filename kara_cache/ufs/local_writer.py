@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
@@ -24,7 +25,8 @@ _COPY_BYTES = 1 << 20
 class LocalWriter:
     """Pieces go to a hidden file beside the target; `commit` syncs it, renames it, syncs the directory.
 
-    A process that is killed leaves the hidden file (`TEMPORARY`); listings do not show it.
+    A process that is killed leaves the hidden file (`TEMPORARY`); listings do not show it, and
+    `remove_abandoned` finds it by its lock, which nobody holds any more.
     """
 
     def __init__(self, path: str, full: str, entry: Entry, *, on_abort: Callable[[], None]) -> None:
@@ -32,13 +34,12 @@ class LocalWriter:
         self._path = path
         self._full = full
         self._on_abort = on_abort
-        self._temporary = f".kara-tmp-{secrets.token_hex(8)}"
         self._appends_to: str | None = None  # version of the file whose copy we began with
         self._committed: FileInfo | None = None
         self._directory = entry.open_parent()
         self._target = Entry(self._directory, entry.name)
         try:
-            fd = Entry(self._directory, self._temporary).open(os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            fd = self._make_temporary()
         except OSError:
             os.close(self._directory)
             raise
@@ -98,6 +99,14 @@ class LocalWriter:
         elif not self._file.closed:
             self.commit()
 
+    def _make_temporary(self) -> int:
+        while True:
+            self._temporary = f".kara-tmp-{secrets.token_hex(8)}"
+            fd = Entry(self._directory, self._temporary).open(os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            if _lock(fd):
+                return fd
+            os.close(fd)  # taken for abandoned before it was locked
+
     def _take_over(self) -> None:
         """Keeps the mode of the file that is replaced; never appends to another version than it copied."""
         try:
@@ -112,3 +121,38 @@ class LocalWriter:
     def _close(self) -> None:
         self._file.close()
         os.close(self._directory)
+
+
+def _lock(fd: int) -> bool:
+    """False when `remove_abandoned` was faster."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks, where nothing is ever taken for abandoned
+    return os.fstat(fd).st_nlink > 0
+
+
+def remove_abandoned(directory: str) -> int:
+    """Deletes the hidden files that killed writers left in a directory; returns how many.
+
+    Those of writers that live are locked, also by processes of other machines where the file system
+    passes locks on (NFS does). A directory that is not there has none.
+    """
+    removed = 0
+    try:
+        names = [name for name in os.listdir(directory) if TEMPORARY.fullmatch(name)]
+    except FileNotFoundError:
+        return 0
+    for name in names:
+        path = os.path.join(directory, name)
+        with suppress(OSError):  # gone meanwhile, locked, or not ours to delete
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+                removed += 1
+            finally:
+                os.close(fd)
+    return removed

@@ -1,0 +1,128 @@
+"""A local directory to blobs in the store."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import BinaryIO
+
+from kara_cache.storage.objects.blob_digest import CHUNK_BYTES, BlobDigest, blob_of
+from kara_cache.storage.objects.blob_store import BlobStore
+from kara_cache.storage.objects.object_tree import Blob, FileEntry, ObjectTree
+from kara_cache.storage.objects.partial_blob import PART_BYTES
+from kara_cache.storage.objects.progress import Bar
+from kara_cache.storage.objects.source_tree import SourceFile, SourceTree
+from kara_cache.storage.objects.transfer_pool import Task, TransferPool
+
+_WRITER_BYTES = 5 * PART_BYTES  # what a writer of an object store holds: `ufs.object_writer`
+
+_Sources = Mapping[Blob, SourceFile]
+
+
+def hash_tree(source: SourceTree, pool: TransferPool, *, bar: Bar) -> tuple[ObjectTree, _Sources]:
+    """Both digests of every file, and a file for each content. Raises OSError when one changes meanwhile."""
+    entries: list[FileEntry] = []
+    sources: dict[Blob, SourceFile] = {}
+    lock = threading.Lock()  # guards both
+
+    def take(file: SourceFile) -> None:
+        blob = _hash(file, pool)
+        with lock:
+            entries.append(FileEntry(file.path, blob, file.mode, file.mtime_ns))
+            sources.setdefault(blob, file)
+        bar.update(1)
+
+    pool.run((CHUNK_BYTES, partial(take, file)) for file in source.files)
+    files = tuple(sorted(entries, key=lambda entry: entry.path))
+    return ObjectTree(files, source.empty_directories), sources
+
+
+def upload_blobs(blobs: BlobStore, sources: _Sources, pool: TransferPool, *, bar: Bar, verify: bool) -> int:
+    """Sends what the store does not have, or has in another size; with `verify` also what it has wrong.
+
+    Returns how many blobs were sent. Each is digested again on its way, so that a file that changes
+    meanwhile never becomes a blob with a name that is not its own.
+    """
+    upload = _Upload(blobs, pool, bar, blobs.sizes(sources), verify)
+    pool.run(upload.tasks(sources))
+    return upload.sent
+
+
+def _hash(file: SourceFile, pool: TransferPool) -> Blob:
+    digest, buffer = BlobDigest(), memoryview(bytearray(min(CHUNK_BYTES, max(file.size, 1))))
+    with open(file.full, "rb", buffering=0) as opened:
+        before = os.fstat(opened.fileno())
+        while count := opened.readinto(buffer):
+            pool.check_running()
+            digest.update(buffer[:count])
+        after = os.fstat(opened.fileno())
+    blob = digest.blob()
+    if (before.st_mtime_ns, before.st_size) != (
+        after.st_mtime_ns,
+        after.st_size,
+    ) or blob.size != after.st_size:
+        raise _changed(file)
+    return blob
+
+
+def _changed(file: SourceFile) -> OSError:
+    return OSError(errno.EBUSY, "the file changed while it was saved", file.full)
+
+
+class _Upload:
+    def __init__(
+        self, blobs: BlobStore, pool: TransferPool, bar: Bar, sizes: Mapping[str, int] | None, verify: bool
+    ) -> None:
+        self._blobs = blobs
+        self._pool = pool
+        self._bar = bar
+        self._sizes = sizes
+        self._verify = verify
+        self._lock = threading.Lock()  # guards sent
+        self.sent = 0
+
+    def tasks(self, sources: _Sources) -> Iterator[Task]:
+        """The largest first, so that not one thread is left with a long one at the end."""
+        for blob in sorted(sources, key=lambda blob: (-blob.size, blob.name)):
+            cost = blob.size if blob.size <= PART_BYTES else _WRITER_BYTES
+            yield cost, partial(self._take, blob, sources[blob])
+
+    def _take(self, blob: Blob, file: SourceFile) -> None:
+        if self._is_there(blob):
+            self._bar.update(blob.size)
+            return
+        with open(file.full, "rb", buffering=0) as opened:
+            if blob.size <= PART_BYTES:
+                self._send_small(blob, file, opened)
+            else:
+                self._send_large(blob, file, opened)
+        with self._lock:
+            self.sent += 1
+
+    def _is_there(self, blob: Blob) -> bool:
+        size = self._blobs.size(blob) if self._sizes is None else self._sizes.get(blob.name)
+        if size != blob.size:
+            return False
+        return not (self._verify and self._blobs.problem(blob, self._pool))
+
+    def _send_small(self, blob: Blob, file: SourceFile, opened: BinaryIO) -> None:
+        data = opened.read(blob.size + 1)
+        if blob_of(data) != blob:
+            raise _changed(file)
+        self._blobs.write(blob, memoryview(data))
+        self._bar.update(blob.size)
+
+    def _send_large(self, blob: Blob, file: SourceFile, opened: BinaryIO) -> None:
+        digest, buffer = BlobDigest(), memoryview(bytearray(CHUNK_BYTES))
+        with self._blobs.open_writer(blob) as writer:
+            while count := opened.readinto(buffer):  # type: ignore[attr-defined]  # a raw file has it
+                self._pool.check_running()
+                digest.update(buffer[:count])
+                writer.write(buffer[:count])
+                self._bar.update(count)
+            if digest.blob() != blob:
+                raise _changed(file)
+            writer.commit()
