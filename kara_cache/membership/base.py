@@ -28,6 +28,8 @@ class WorkerInfo:
     state: MemberState = MemberState.ACTIVE
     admin_port: int = 0
     software: str = ""  # version of kara-cache that it runs
+    # ports of the Alluxio dialect, 0 where off: /v1 in list form, /v1 in dict form, S3-style data
+    alluxio_ports: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,7 @@ class _Kara(msgspec.Struct, frozen=True):
     instance: str = ""
     directory: str = ""
     passive_since: float = 0.0
+    alluxio_ports: tuple[_OptionalPort, _OptionalPort, _OptionalPort] = (0, 0, 0)
 
 
 class _Value(msgspec.Struct, frozen=True):
@@ -123,6 +124,7 @@ def _kara(info: WorkerInfo, **extra: Any) -> _Kara:  # Any: the fields of _Kara 
         state=info.state.value,
         admin_port=info.admin_port,
         software=info.software,
+        alluxio_ports=info.alluxio_ports,
         **extra,
     )
 
@@ -191,4 +193,5 @@ def _info(value: _Value) -> WorkerInfo:
         state=state,
         admin_port=kara.admin_port,
         software=kara.software,
+        alluxio_ports=kara.alluxio_ports,
     )

@@ -26,6 +26,7 @@ from kara_cache.page import DEFAULT_PAGE_BYTES, HEADER_BYTES, MAX_PAGE_BYTES, MI
 from kara_cache.quantity import format_bytes
 from kara_cache.secret_ref import Secret
 from kara_cache.token import MIN_SECRET_BYTES
+from kara_worker.alluxio_config import AlluxioConfig
 from kara_worker.mount_settings import mounts_in, overlay
 from kara_worker.page_dirs import Statvfs, check_capacity, check_page_dirs, disk_bytes
 from kara_worker.tls import server_context
@@ -167,6 +168,7 @@ class WorkerConfig:
     life: LifeConfig = field(default_factory=LifeConfig, metadata=INLINE)
     secret: Secret | None = None  # shared with clients; tokens are checked as soon as it is set
     tls: ServerTls = field(default_factory=ServerTls)
+    alluxio: AlluxioConfig = field(default_factory=AlluxioConfig)
     mounts: MountTable = field(default_factory=MountTable)
     private: bool = False  # one user's own worker: unix socket only, takes mounts from its user
     workers: int = 1  # processes to start; each has its own directory, ports and place in the table
@@ -184,7 +186,10 @@ class WorkerConfig:
                 raise ConfigError(
                     "private: a private worker is one and in no cluster; leave out etcd_hosts and workers"
                 )
+            if self.alluxio.enabled:
+                raise ConfigError("private: a private worker has no Alluxio listeners, leave out their ports")
             return
+        self.alluxio.check_access(tokens=self.secret is not None, mutual_tls=bool(self.tls.client_ca))
         if not is_loopback(self.listen.host) and self.secret is None and not self.tls.client_ca:
             raise ConfigError(
                 f"host {self.listen.host!r}: reachable by others without authentication; set secret "
@@ -258,6 +263,7 @@ class WorkerConfig:
                 f"the system allows {_MAX_SOCKET_PATH_BYTES}"
             )
         self.secrets()
+        self.alluxio.keys()
         for key, path in (
             ("tls_cert", self.tls.cert),
             ("tls_key", self.tls.key),
@@ -311,6 +317,7 @@ class WorkerConfig:
                     ),
                     listen=replace(self.listen, port=self.listen.port and self.listen.port + 2 * number),
                     admin=replace(self.admin, port=self.admin.port and self.admin.port + 2 * number),
+                    alluxio=self.alluxio.shifted(2 * number),
                 )
             )
         return tuple(parts)

@@ -19,6 +19,7 @@ from kara_cache.membership.base import MemberState, WorkerInfo
 from kara_cache.membership.configured import etcd_client
 from kara_worker.access import AccessControl
 from kara_worker.admin import AdminServer
+from kara_worker.alluxio.listeners import AlluxioListeners
 from kara_worker.client_totals import ClientTotals
 from kara_worker.config import WorkerConfig
 from kara_worker.eviction import make_policy
@@ -48,6 +49,7 @@ class WorkerDaemon:
         self._config = config
         self._record = record
         self._registration: Registration | None = None
+        self._alluxio: AlluxioListeners | None = None
         self._stop = asyncio.Event()
         self._state = MemberState.ACTIVE
         self._metrics = WorkerMetrics()
@@ -111,10 +113,11 @@ class WorkerDaemon:
             write_queue_bytes=config.fill.write_queue_bytes,
         )
         stack.push_async_callback(self._cache.close, config.life.drain_timeout_s)
+        self._facts = FileFacts(self._stores, self._threads)
         self._server = PageServer(
             self._cache,
             self._stores,
-            FileFacts(self._stores, self._threads),
+            self._facts,
             AccessControl(config.secrets()),
             self._metrics,
             self._clients,
@@ -143,6 +146,12 @@ class WorkerDaemon:
             admin = HttpServer(self._admin, name="admin")
             stack.push_async_callback(admin.close)
             self._admin_port = await admin.listen_tcp(config.admin.host, config.admin.port)
+        if config.alluxio.enabled:
+            self._alluxio = AlluxioListeners(
+                config, self._cache, self._facts, self._metrics, self._threads, own=self.info, board=None
+            )
+            stack.push_async_callback(self._alluxio.close)
+            await self._alluxio.open()
         if config.etcd.hosts:
             self._registration = self._register()
             stack.enter_context(self._registration)
@@ -156,6 +165,7 @@ class WorkerDaemon:
             lease_ttl_s=round(config.life.lease_ttl_s),
             passive_grace_s=config.life.passive_grace_s,
             directory=self._fingerprint,
+            alluxio_port=self._alluxio.ports[0] if self._alluxio is not None else 0,
         )
 
     async def _listen_unix(self, data: HttpServer, stack: contextlib.AsyncExitStack) -> str:
@@ -181,6 +191,7 @@ class WorkerDaemon:
             state=self._state,
             admin_port=self._admin_port,
             software=kara_cache.__version__,
+            alluxio_ports=self._alluxio.ports if self._alluxio is not None else (0, 0, 0),
         )
 
     def status(self) -> dict[str, Any]:
@@ -209,6 +220,8 @@ class WorkerDaemon:
             "admin_port": self._admin_port,
             "socket_path": self._socket_path,
         }
+        if self._alluxio is not None:
+            ready["alluxio_ports"] = self._alluxio.ports
         if self._record is not None:
             partial = self._record.with_suffix(".new")
             partial.write_text(json.dumps({**ready, "boot_id": boot_id()}))
@@ -240,7 +253,12 @@ class WorkerDaemon:
             await asyncio.to_thread(self._registration.set_state, MemberState.DRAINING)
             await asyncio.sleep(_DRAIN_NOTICE_S)
         self._server.draining = True
-        await self._data.close(self._config.life.drain_timeout_s)
+        drain_s = self._config.life.drain_timeout_s
+        if self._alluxio is None:
+            await self._data.close(drain_s)
+            return
+        self._alluxio.drain()
+        await asyncio.gather(self._data.close(drain_s), self._alluxio.close(drain_s))
 
     async def _conflict_loop(self, registration: Registration) -> None:
         """A copied page directory has another worker's identity: the newcomer ends, and says who serves."""

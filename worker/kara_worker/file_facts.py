@@ -42,6 +42,20 @@ class FileFacts:
             return await self._ask(path)
         return await self._flights.run(path, lambda: self._ask_and_remember(path))
 
+    def known(self, path: str) -> FileInfo | None:
+        """What `info` would answer without asking a store, None where it would ask."""
+        known = self._known.get(path)
+        if known is None:
+            return None
+        mount, _ = self._stores.locate(path)
+        return known[1] if mount.freshness.trusts(self._clock() - known[0]) else None
+
+    def remember(self, info: FileInfo) -> None:
+        """What the store has just told in a listing; of use where the mount trusts it for a while."""
+        mount, _ = self._stores.locate(info.path)
+        if mount.freshness.trusts(0) and not info.is_dir:
+            self._keep(info.path, self._clock(), info)
+
     def forget(self, path: str) -> None:
         """After a write through this worker."""
         self._known.pop(path, None)
@@ -53,11 +67,14 @@ class FileFacts:
         began = self._clock()
         info = await self._ask(path)
         if not info.is_dir:
-            self._known[path] = (began, info)
-            self._known.move_to_end(path)
-            if len(self._known) > _MAX_ENTRIES:
-                self._known.popitem(last=False)
+            self._keep(path, began, info)
         return info
+
+    def _keep(self, path: str, since: float, info: FileInfo) -> None:
+        self._known[path] = (since, info)
+        self._known.move_to_end(path)
+        if len(self._known) > _MAX_ENTRIES:
+            self._known.popitem(last=False)
 
     async def _ask(self, path: str) -> FileInfo:
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._stores.info, path)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from kara_cache.errors import AccessDenied, ConfigError, KaraError, WorkerBusy
 from kara_cache.mount import Mount, is_below
 from kara_cache.token import Claims, Verb
-from kara_cache.ufs.base import FileInfo, UnderStoreWriter
+from kara_cache.ufs.base import FileInfo
 from kara_cache.wire import (
     MAX_RANGES_BODY_BYTES,
     MAX_READ_BYTES,
@@ -32,12 +32,12 @@ from kara_worker.output import DescriptorMessage, SocketOutput
 from kara_worker.page_cache import FileRef, PageCache
 from kara_worker.ranges import Ranges, refs
 from kara_worker.reads import Reads
+from kara_worker.upload import upload
 
 V = TypeVar("V")
 _READ = f"GET {PREFIX}/read?".encode()
 _MAX_TARGETS = 65536
 _MAX_DESCRIPTORS = 64  # in one message; the kernel's own limit is 253 (SCM_MAX_FD)
-_WRITE_CHUNK = 1 << 20
 _LIST_BATCH = 256
 _JSON_LIMIT = 1 << 20
 
@@ -217,26 +217,9 @@ class PageServer:
         with self._metrics.store_request(mount.name, "write"):
             store = await self._in_thread(self._stores.store, mount)
             writer = await self._in_thread(lambda: store.open_writer(relative, append=append))
-            info = await self._copy_body(request, writer)
+            info = await upload(request.body(), writer, self._executor)
         self._facts.forget(path)
         await request.respond_json(encode_info(FileInfo(path, info.size, info.version, info.mtime)))
-
-    async def _copy_body(self, request: Request, writer: UnderStoreWriter) -> FileInfo:
-        """The file appears whole at the end, or not at all."""
-        try:
-            pending = bytearray()
-            async for piece in request.body():
-                pending += piece
-                if len(pending) >= _WRITE_CHUNK:
-                    await self._in_thread(writer.write, bytes(pending))
-                    pending.clear()
-            if pending:
-                await self._in_thread(writer.write, bytes(pending))
-            return await self._in_thread(writer.commit)
-        except BaseException:
-            # in a thread of its own: this task may have been cancelled, and the store must not keep parts
-            self._executor.submit(writer.abort)
-            raise
 
     async def _delete(self, request: Request) -> None:
         path = self._allowed(request, "write")

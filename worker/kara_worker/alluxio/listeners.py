@@ -1,0 +1,129 @@
+"""The listeners of the dialect: built from the configuration, started and stopped with the worker."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from kara_cache.config import ClientConfig
+from kara_cache.endpoint import is_loopback
+from kara_cache.membership.base import WorkerInfo
+from kara_cache.membership.configured import membership_of
+from kara_worker.access import AccessControl
+from kara_worker.alluxio.api import DICT_FORM, LIST_FORM, AlluxioApi, ApiParts
+from kara_worker.alluxio.file_bytes import FileBytes
+from kara_worker.alluxio.load_answers import LoadAnswers
+from kara_worker.alluxio.owners import Owners
+from kara_worker.alluxio.peers import Peers
+from kara_worker.alluxio.ufs_names import UfsNames
+from kara_worker.config import WorkerConfig
+from kara_worker.file_facts import FileFacts
+from kara_worker.http_server import Application, HttpServer
+from kara_worker.jobs.board import LoadBoard
+from kara_worker.metrics import WorkerMetrics
+from kara_worker.page_cache import PageCache
+
+log = logging.getLogger(__name__)
+
+
+class AlluxioListeners:
+    """Those that the configuration gives a port. Event loop only."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        cache: PageCache,
+        facts: FileFacts,
+        metrics: WorkerMetrics,
+        executor: Executor,
+        *,
+        own: Callable[[], WorkerInfo],
+        board: LoadBoard | None,
+    ) -> None:
+        """`own` describes this worker, with the ports of these listeners once they are known."""
+        self._config = config
+        self.ports = (0, 0, 0)
+        self._servers: list[HttpServer] = []
+        self._applications: list[AlluxioApi] = []
+        self._closing = contextlib.AsyncExitStack()
+        membership = peers = None
+        if config.etcd.hosts:
+            membership = membership_of(_membership_config(config))
+            peers = Peers(config, membership)
+            self._closing.push_async_callback(peers.close)
+        self._owners = Owners(own, membership)
+        self._closing.push_async_callback(self._owners.close)
+        self._parts = ApiParts(
+            cache=cache,
+            stores=cache.stores,
+            facts=facts,
+            files=FileBytes(cache, facts, self._owners, metrics, peers=peers),
+            names=UfsNames(lambda: cache.stores.mounts),
+            owners=self._owners,
+            loads=LoadAnswers(board),
+            metrics=metrics,
+            executor=executor,
+            deadline_s=config.alluxio.deadline_s,
+        )
+
+    async def open(self) -> None:
+        """Returns when all listen. Raises OSError for a port that is taken."""
+        await self._owners.start()
+        self.ports = (
+            await self._listen("list", lambda: self._api("list", LIST_FORM)),
+            await self._listen("dict", lambda: self._api("dict", DICT_FORM)),
+            0,
+        )
+
+    def drain(self) -> None:
+        """From now on requests are told to go elsewhere."""
+        for application in self._applications:
+            application.draining = True
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Running requests may end within `drain_s`. Idempotent."""
+        servers, self._servers = self._servers, []
+        for server in servers:
+            await server.close(drain_s)
+        await self._closing.aclose()
+
+    @property
+    def connections(self) -> int:
+        return sum(len(server.connections) for server in self._servers)
+
+    def _api(self, name: str, form: int) -> AlluxioApi:
+        alluxio = self._config.alluxio
+        anonymous = name in alluxio.anonymous
+        access = AccessControl(() if anonymous else self._config.secrets())
+        api = AlluxioApi(self._parts, access, form=form, writes=not anonymous or alluxio.anonymous_writes)
+        self._applications.append(api)
+        return api
+
+    async def _listen(self, name: str, make: Callable[[], Application]) -> int:
+        alluxio = self._config.alluxio
+        wanted = alluxio.port(name)
+        if wanted is None:
+            return 0
+        server = HttpServer(make(), name=f"alluxio-{name}")
+        self._servers.append(server)
+        port = await server.listen_tcp(alluxio.host, wanted)
+        if name in alluxio.anonymous:
+            log.warning(
+                "alluxio %s listener on %s:%d asks nobody who they are: files of all mounts can be read%s%s",
+                name,
+                alluxio.host,
+                port,
+                ", changed and deleted" if alluxio.anonymous_writes else "",
+                "" if is_loopback(alluxio.host) else " by everybody who can connect",
+            )
+        else:
+            log.info("alluxio %s listener on %s:%d", name, alluxio.host, port)
+        return port
+
+
+def _membership_config(config: WorkerConfig) -> ClientConfig:
+    return ClientConfig(
+        cluster_name=config.cluster_name, etcd=config.etcd, state_dir=config.listen.socket_dir
+    )
