@@ -102,7 +102,7 @@ class Catalog:
     def _path(self, name: str) -> str:
         if not name:
             raise ValueError("version: want a name, got an empty one")
-        return self._location.path("obj", self._namespace, self._key, "vers", f"{name}.json")
+        return f"{self._location.path('obj', self._namespace, self._key, 'vers', name)}.json"
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
