@@ -7,7 +7,8 @@ import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, count
+from itertools import accumulate, count, pairwise
+from math import inf
 
 from kara_cache.errors import FormatError
 
@@ -23,9 +24,12 @@ class MappedBytes:
         """Without such a directory the stream is empty."""
         self.directory = directory
         self.segments = _map_all(directory)
-        self._ends = list(accumulate(map(len, self.segments)))
-        self._starts = [0, *self._ends]
-        self.size = self._ends[-1] if self._ends else 0
+        ends = list(accumulate(map(len, self.segments)))
+        self.size = ends[-1] if ends else 0
+        # The end of the stream is a segment, too, so that what begins there needs no case of its own.
+        self._parts: list[mmap.mmap | bytes] = [*self.segments, b""]
+        self._bases = [0, *ends]
+        self._ends: list[float] = [*ends, inf]
         self._only = self.segments[0] if len(self.segments) == 1 else None
 
     def __repr__(self) -> str:
@@ -36,25 +40,41 @@ class MappedBytes:
             return self._only[start:stop]
         self._check(start, stop)
         segment = bisect_right(self._ends, start)
-        if segment == len(self.segments):
-            return b""
-        base = self._starts[segment]
-        found = self.segments[segment][start - base : stop - base]
+        found = self._parts[segment][start - self._bases[segment] : stop - self._bases[segment]]
         if stop <= self._ends[segment]:
             return found
-        parts = [found]
-        for mapped, base in zip(self.segments[segment + 1 :], self._starts[segment + 1 :], strict=False):
+        pieces = [found]
+        for part, base in zip(self._parts[segment + 1 :], self._bases[segment + 1 :], strict=True):
             if base >= stop:
                 break
-            parts.append(mapped[: stop - base])
-        return b"".join(parts)
+            pieces.append(part[: stop - base])
+        return b"".join(pieces)
 
     def read_spans(self, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
         only = self._only
         if only is not None:
             return [only[start:stop] for start, stop in zip(starts, stops, strict=True)]
-        read = self.read
-        return [read(start, stop) for start, stop in zip(starts, stops, strict=True)]
+        parts, bases, ends, read = self._parts, self._bases, self._ends, self.read
+        found = []
+        for start, stop in zip(starts, stops, strict=True):
+            segment = bisect_right(ends, start)
+            if stop <= ends[segment]:
+                base = bases[segment]
+                found.append(parts[segment][start - base : stop - base])
+            else:
+                found.append(read(start, stop))
+        return found
+
+    def cut(self, cuts: Sequence[int]) -> list[bytes]:
+        """What lies between each two neighbours of `cuts`, which ascend."""
+        only = self._only
+        if only is not None:
+            return [only[start:stop] for start, stop in pairwise(cuts)]
+        segment = bisect_right(self._ends, cuts[0])
+        if cuts[-1] > self._ends[segment]:
+            return self.read_spans(cuts[:-1], cuts[1:])
+        part, base = self._parts[segment], self._bases[segment]
+        return [part[start - base : stop - base] for start, stop in pairwise(cuts)]
 
     def read_into(self, start: int, buffer: memoryview | bytearray) -> int:
         view = memoryview(buffer).cast("B")
@@ -62,7 +82,7 @@ class MappedBytes:
         done = 0
         segment = bisect_right(self._ends, start)
         while done < len(view) and segment < len(self.segments):
-            at = start + done - self._starts[segment]
+            at = start + done - self._bases[segment]
             length = min(len(view) - done, len(self.segments[segment]) - at)
             with memoryview(self.segments[segment]) as mapped, mapped[at : at + length] as part:
                 view[done : done + length] = part
@@ -72,10 +92,10 @@ class MappedBytes:
 
     def close(self) -> None:
         """Memory is given back when the last view of it is gone."""
-        self.segments, self._ends, self._only = [], [-1], None
+        self.segments, self._parts, self._ends, self._only = [], [], [], None
 
     def _check(self, start: int, stop: int) -> None:
-        if self._ends == [-1]:
+        if not self._ends:
             raise ValueError(f"{self.directory}: read of a closed stream")
         if start < 0 or stop < start:
             raise ValueError(f"{self.directory}: bytes [{start}, {stop}) are no part of a stream")

@@ -1,0 +1,387 @@
+"""A row data set as people use it: a file of rows, and a sequence of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from kara_cache.errors import ConfigError, FormatError
+from kara_cache.serialization import JSONSerializer, NoSerializer, Serializer
+from kara_cache.storage.location import Location
+from kara_cache.storage.rows.row_cursor import RowCursor
+from kara_cache.storage.rows.row_indices import out_of_range, row_numbers
+from kara_cache.storage.rows.row_reader import Row, RowReader
+from kara_cache.storage.rows.row_version import RowVersion
+
+if TYPE_CHECKING:
+    from kara_cache.storage.rows.row_writer import RowWriter
+
+MODES = ("r", "w")
+MAX_FILE_BYTES = 128 << 20  # of the published package, which damages segments that are larger when it appends
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RowOptions:
+    """How one data set is opened."""
+
+    start: int = 0  # first row of the window
+    length: int | None = None  # rows of the window; None: all that follow
+    buffer_size: int = 1 << 20  # bytes fetched at a time when rows are read in order; 1 MiB stays in L2
+    verify: bool = True  # compare rows with their checksums; 0.2 us for a row of 3 KB
+    max_file_size: int = MAX_FILE_BYTES  # bytes of a segment that we write
+
+    def __post_init__(self) -> None:
+        for name, least in (("start", 0), ("length", 0), ("buffer_size", 1), ("max_file_size", 8)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"option {name}: expected at least {least}, got {value}")
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> RowOptions:
+        """Raises ConfigError for an unknown name."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"option {name!r} of a row data set: known are {', '.join(known)}")
+        return cls(**options)
+
+
+class RowDataset:
+    """Rows of one version, in the order they were written. Made by `KaraStorage.open`.
+
+    A file of rows: `read`, `seek`, `tell`, with mode "w" `write` and `flush`; and a sequence: indices,
+    slices, lists and arrays of indices, iteration from the start. A reader sees the rows that were there
+    when it was opened first. Every row is compared with its checksum where there is one; a damaged row is
+    a FormatError that names it, also one whose bytes the serializer cannot read.
+
+    Thread-safe, usable in forked children, and pickles as its arguments: a worker of a DataLoader opens
+    the files itself, with the same rows and window. With mode "w" it does neither.
+    """
+
+    def __init__(
+        self,
+        version: RowVersion,
+        mode: str,
+        serializer: Serializer,
+        options: RowOptions,
+        *,
+        count: int | None,
+    ) -> None:
+        """Nothing is read before the first use, unless mode is "w"; `open` is what others call."""
+        self.version = version
+        self.mode = mode
+        self.options = options
+        self._serializer = serializer
+        self._decode = _decoder(serializer)
+        self._count = count  # of rows of the version; None until it is opened first
+        self._opened: RowReader | None = None
+        self._closed = False
+        self._start, self._stop = 0, 0  # the window, once it is opened
+        self._row: Callable[[int], Row] = self._open_and_read
+        self._cursor = RowCursor(self._fetch)
+        self._writer: RowWriter | None = None
+        if mode == "w":
+            from kara_cache.storage.rows.row_writer import open_writer
+
+            self._writer = open_writer(version, options.max_file_size)
+
+    @classmethod
+    def open(
+        cls,
+        location: Location,
+        namespace: str,
+        key: str,
+        mode: str = "r",
+        version: object = "latest",
+        serialization: Serializer | None = None,
+        **options: Any,
+    ) -> RowDataset:
+        """As `KaraStorage.open_dataset`."""
+        if mode not in MODES:
+            raise ValueError(f"Unknown mode `{mode}`: a data set opens with {' or '.join(map(repr, MODES))}")
+        chosen = RowOptions.of(options)
+        if mode == "w" and (chosen.start or chosen.length is not None):
+            raise ValueError("a window (start, length) is for reading, not for mode 'w'")
+        found = RowVersion.find(location, namespace, key, version, mode)
+        dataset = cls(found, mode, serialization or JSONSerializer(), chosen, count=None)
+        if mode == "r":
+            dataset._reader()
+        return dataset
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self)} rows"
+        return f"<RowDataset {state}, mode {self.mode!r}, {self.version}>"
+
+    # -- a sequence --------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Rows of the window; with mode "w" those that are flushed."""
+        self._reader()
+        return self._stop - self._start
+
+    def __getitem__(self, key: Any) -> Any:
+        """A row by its number, negative ones from the end; a list of rows for anything else that selects.
+
+        Raises:
+            IndexError: it is out of range.
+            TypeError: neither an int, a slice, nor a sequence of ints.
+        """
+        if key.__class__ is int:  # the way of most calls, and the fastest
+            if self._opened is None:
+                self._reader()
+            number = key + self._start if key >= 0 else key + self._stop
+            if not self._start <= number < self._stop:
+                raise out_of_range(key, self._stop - self._start)
+            row = self._row(number)
+            return row if self._decode is None else self._decoded(number, row)
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            if step == 1:
+                return self._objects(range(self._start + start, self._start + max(start, stop)))
+            return self.read_batch(range(start, stop, step))
+        if isinstance(key, str):
+            raise TypeError(f"Dataset index must be int, got {key!r}")
+        try:
+            number = operator.index(key)
+        except TypeError:
+            return self.read_batch(key)
+        return self[number]
+
+    def __iter__(self) -> Iterator[Any]:
+        """All rows from the first one, wherever `read` is; fetched `buffer_size` bytes at a time."""
+        reader, size = self._reader(), self.options.buffer_size
+        batches = reader.batches(self._start, self._stop, size)
+        return chain.from_iterable(self._objects(range(*batch)) for batch in batches)
+
+    def read_batch(self, indices: Any) -> list[Any]:
+        """The rows with these numbers, in this order, in one go.
+
+        Args:
+            indices: a sequence or array of ints, negative ones from the end; or an array of bool, one
+                for each row.
+
+        Raises:
+            IndexError: one is out of range.
+        """
+        numbers = self._numbers(indices)
+        return self._decoded_all(numbers, self._reader().gather(numbers))
+
+    def read_raw_batch(self, indices: Any) -> Sequence[bytes | memoryview]:
+        """The same, without making objects of them; read-only views where rows come from a store."""
+        return self._reader().gather(self._numbers(indices))
+
+    def read_into(self, index: int, buffer: memoryview | bytearray) -> int:
+        """The bytes of a row into the start of `buffer`, without a copy between: how many there are.
+
+        Raises IndexError, and ValueError where the buffer is too small (the message says by how much).
+        """
+        return self._reader().read_into(self._numbers([index])[0], buffer)
+
+    def slice(self, start: int = 0, length: int | None = None) -> RowDataset:
+        """A data set of its own with rows [start, start + length) of this one; none beyond its end."""
+        window = self._window(start, length)
+        options = dataclasses.replace(self.options, start=window.start, length=len(window))
+        part = RowDataset(self.version, "r", self._serializer, options, count=self._count)
+        part._adopt(self._reader().retain())
+        return part
+
+    def slice_(self, start: int = 0, length: int | None = None) -> None:
+        """Makes this data set itself that window, and rewinds it."""
+        window = self._window(start, length)
+        self.options = dataclasses.replace(self.options, start=window.start, length=len(window))
+        self._start, self._stop = window.start, window.stop
+        self._cursor.move(lambda _: 0)
+
+    # -- a file ------------------------------------------------------------------------------------
+
+    def read(self) -> Any:
+        """The next row, None at the end. Each row goes to one thread."""
+        found = self._cursor.next()
+        if found is None:
+            return None
+        number, row = found
+        return row if self._decode is None else self._decoded(number + self._start, row)
+
+    def pread(self, index: int) -> Any:
+        """A row by its number; `read` goes on where it was. Raises EOFError past the end."""
+        try:
+            return self[operator.index(index)]
+        except IndexError as exc:
+            raise EOFError(str(exc)) from None
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Moves what `read` reads next, and returns where it is.
+
+        Args:
+            offset: rows from the first (whence 0), from the current one (1), or back from the end (2);
+                what leads out of the data set ends at its first or past its last row.
+        """
+        if whence not in (0, 1, 2):
+            raise ValueError(f"whence: expected 0, 1 or 2, got {whence!r}")
+        size = len(self)
+        offset = operator.index(offset)
+
+        def where(at: int) -> int:
+            wanted = (offset, at + offset, size - offset)[whence]
+            return max(0, min(wanted, size))
+
+        return self._cursor.move(where)
+
+    def tell(self) -> int:
+        """The number of the row that `read` reads next."""
+        return self._cursor.tell()
+
+    def size(self) -> int:
+        """The same as `len`."""
+        return len(self)
+
+    def nbytes(self) -> int:
+        """Bytes of all rows of the version, not only of the window."""
+        return self._reader().nbytes
+
+    def write(self, obj: Any) -> bool:
+        """Appends a row, and returns True. It is lost in a crash until `flush` has returned.
+
+        Raises RuntimeError with mode "r" or when closed, TypeError for what the serializer refuses.
+        """
+        if self._writer is None:
+            self._refuse_write()
+        self._writer.write(self._serializer.serialize(obj))
+        return True
+
+    def flush(self) -> None:
+        """All rows are durable when it returns, and the version is the latest. With mode "r" does nothing."""
+        if self._closed:
+            raise RuntimeError("Dataset is closed")
+        if self._writer is not None and self._writer.flush():
+            self._forget()
+
+    def close(self) -> None:
+        """Flushes. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._forget()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def __enter__(self) -> RowDataset:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Rows that were written stay, also when the block ends with an exception, as those of a file."""
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., RowDataset], tuple[Any, ...]]:
+        if self.mode == "w":
+            raise TypeError(f"{self!r} is being written and stays in its process; open it to read instead")
+        count = None if self._closed else self._reader().count
+        return _rebuild, (self.version, self._serializer, self.options, count)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _reader(self) -> RowReader:
+        reader = self._opened
+        if reader is None:
+            if self._closed:
+                raise RuntimeError("Dataset is closed")
+            reader = RowReader(self.version, count=self._count, verify=self.options.verify)
+            self._adopt(reader)
+        return reader
+
+    def _adopt(self, reader: RowReader) -> None:
+        start = min(self.options.start, reader.count)
+        length = reader.count - start if self.options.length is None else self.options.length
+        self._start, self._stop = start, min(start + length, reader.count)
+        if self.mode == "r":
+            self._count = reader.count
+        self._row = reader.row if self._serializer.takes_buffers else reader.row_as_bytes
+        self._opened = reader
+
+    def _forget(self) -> None:
+        """The next read looks again at what is there."""
+        reader, self._opened = self._opened, None
+        self._row = self._open_and_read
+        if reader is not None:
+            reader.close()
+
+    def _open_and_read(self, number: int) -> Row:
+        return self._reader().row(number)
+
+    def _fetch(self, at: int) -> Sequence[Row]:
+        reader = self._reader()
+        for start, stop in reader.batches(self._start + at, self._stop, self.options.buffer_size):
+            return self._plain(reader.rows(start, stop))
+        return ()
+
+    def _window(self, start: int, length: int | None) -> range:
+        start = operator.index(start)
+        if start < 0 or (length is not None and length < 0):
+            raise ValueError(f"a window begins at 0 or later and has no negative length: {start}, {length}")
+        first = min(self._start + start, self._start + len(self))
+        stop = self._stop if length is None else min(first + operator.index(length), self._stop)
+        return range(first, stop)
+
+    def _numbers(self, indices: Any) -> Sequence[int]:
+        count = len(self)
+        return row_numbers(indices, self._start, count)
+
+    def _objects(self, numbers: range) -> Sequence[Any]:
+        return self._decoded_all(numbers, self._reader().rows(numbers.start, numbers.stop))
+
+    def _decoded_all(self, numbers: Sequence[int], rows: Sequence[Row]) -> list[Any]:
+        rows = self._plain(rows)
+        if self._decode is None:
+            return rows if isinstance(rows, list) else list(rows)
+        try:
+            return list(map(self._decode, rows))
+        except ValueError:
+            return [self._decoded(number, row) for number, row in zip(numbers, rows, strict=True)]
+
+    def _decoded(self, number: int, row: Row) -> Any:
+        assert self._decode is not None
+        try:
+            return self._decode(row)
+        except ValueError as exc:
+            raise FormatError(f"row {number} cannot be read: {exc} ({self.version})") from exc
+
+    def _plain(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """As bytes, for serializers that expect no views."""
+        if self._serializer.takes_buffers or not rows or isinstance(rows[0], bytes):
+            return rows
+        return [bytes(row) for row in rows]
+
+    def _refuse_write(self) -> NoReturn:
+        raise RuntimeError("Dataset is closed" if self._closed else "Dataset is not writable: mode 'r'")
+
+    def __del__(self) -> None:
+        writer = getattr(self, "_writer", None)  # the constructor may have failed
+        if writer is not None:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+
+def _decoder(serializer: Serializer) -> Callable[[Any], Any] | None:
+    """None where rows are what they are."""
+    return None if type(serializer) is NoSerializer else serializer.deserialize
+
+
+def _rebuild(
+    version: RowVersion, serializer: Serializer, options: RowOptions, count: int | None
+) -> RowDataset:
+    return RowDataset(version, "r", serializer, options, count=count)

@@ -1,0 +1,222 @@
+"""Rows as bytes, by number, each compared with its checksum where there is one."""
+
+from __future__ import annotations
+
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from kara_cache.errors import FormatError
+from kara_cache.storage.rows.byte_stream import open_byte_stream
+from kara_cache.storage.rows.mapped_bytes import MappedBytes
+from kara_cache.storage.rows.row_sums import UNKNOWN, flushed_rows, read_sums, row_sum, sums_of
+from kara_cache.storage.rows.row_version import RowVersion
+from kara_cache.storage.rows.words import WORD, words
+
+Row = bytes | memoryview
+_FEW = 32  # indices for which a loop is faster than numpy; measured
+
+
+class RowReader:
+    """The rows that were there when it was opened. Thread-safe, usable in a forked child.
+
+    Rows of a local data set are bytes, of a remote one views. A row that differs from its checksum is a
+    FormatError that names it. Close it once for each `retain`, and once more.
+    """
+
+    def __init__(self, version: RowVersion, *, count: int | None = None, verify: bool = True) -> None:
+        """`count` leaves out rows that were appended since somebody else looked."""
+        self.version = version
+        self._users = 1
+        # The index first: what it speaks of is in the data, however much is appended meanwhile.
+        index = open_byte_stream(version.location, version.index)
+        self._ends: memoryview = words(index, 0, index.size // WORD, "q")
+        index.close()
+        self._data = open_byte_stream(version.location, version.data)
+        self._sums = memoryview(b"").cast("Q")
+        if verify:
+            sums = open_byte_stream(version.location, version.sums)
+            self._sums = read_sums(sums, version)
+            sums.close()
+        self.count = self._checked_count(count)
+        self._summed = min(len(self._sums), self.count)
+        self._arrays: tuple[Any, Any] | None = None  # ends and sums, for numpy
+        self._read = self._data.read
+
+    def __repr__(self) -> str:
+        return f"<RowReader {self.count} rows, {self._summed} with checksums, {self.version}>"
+
+    @property
+    def nbytes(self) -> int:
+        """Of all rows."""
+        return self._ends[self.count - 1] if self.count else 0
+
+    def row(self, number: int) -> Row:
+        """Row `number`, which must be in [0, count)."""
+        start = self._ends[number - 1] if number else 0
+        stop = self._ends[number]
+        found = self._read(start, stop)
+        if number < self._summed:
+            if row_sum(found) != self._sums[number]:
+                self._compare([number], [found])
+        elif len(found) != stop - start:
+            raise self._no_row(number)
+        return found
+
+    def row_as_bytes(self, number: int) -> bytes:
+        found = self.row(number)
+        return found if isinstance(found, bytes) else bytes(found)
+
+    def rows(self, start: int, stop: int) -> Sequence[Row]:
+        """Rows [start, stop), which must be in [0, count]."""
+        if start >= stop:
+            return []
+        cuts = self._ends[start - 1 : stop].tolist() if start else [0, *self._ends[:stop].tolist()]
+        if isinstance(self._data, MappedBytes):
+            found: Sequence[Row] = self._data.cut(cuts)
+        else:
+            first = cuts[0]
+            block = memoryview(self._data.read(first, max(first, cuts[-1])))
+            found = [block[a - first : b - first] for a, b in pairwise(cuts)]
+        if stop <= self._summed:
+            if list(map(row_sum, found)) != self._sums[start:stop].tolist():
+                self._compare(range(start, stop), found)
+        else:
+            self._check(range(start, stop), found, cuts[:-1], cuts[1:])
+        return found
+
+    def gather(self, numbers: Sequence[int]) -> Sequence[Row]:
+        """These rows, in this order; `numbers` must be in [0, count)."""
+        if len(numbers) < _FEW:
+            starts, stops, wanted = self._look_up(numbers)
+        else:
+            starts, stops, wanted = self._look_up_many(numbers)
+        found = self._data.read_spans(starts, stops)
+        if wanted is not None:
+            if list(map(row_sum, found)) != wanted:
+                self._compare(numbers, found)
+        else:
+            self._check(numbers, found, starts, stops)
+        return found
+
+    def read_into(self, number: int, buffer: memoryview | bytearray) -> int:
+        """Row `number` into the start of `buffer`: how many bytes it has. ValueError if it has no room."""
+        start = self._ends[number - 1] if number else 0
+        length = self._ends[number] - start
+        if length < 0:
+            raise self._no_row(number)
+        with memoryview(buffer) as given, given.cast("B") as view:
+            if len(view) < length:
+                raise ValueError(f"row {number} has {length} bytes, the buffer {len(view)}")
+            with view[:length] as part:
+                if self._data.read_into(start, part) != length:
+                    raise self._no_row(number)
+                self._compare([number], [part])
+        return length
+
+    def batches(self, start: int, stop: int, size_bytes: int, limit: int = 4096) -> Iterator[tuple[int, int]]:
+        """Cuts [start, stop) into ranges of about `size_bytes`, of at least one row and at most `limit`."""
+        ends = self._ends
+        while start < stop:
+            before = ends[start - 1] if start else 0
+            last = bisect_right(ends, before + size_bytes, start, min(stop, start + limit))
+            last = max(last, start + 1)
+            yield start, last
+            start = last
+
+    def damage(self, start: int, stop: int) -> Iterator[tuple[int, str]]:
+        """The damaged ones of rows [start, stop), and what is wrong with each."""
+        for number in range(start, stop):
+            try:
+                self.row(number)
+            except FormatError as exc:  # noqa: PERF203 - a file read each
+                yield number, str(exc)
+
+    def known(self, start: int, stop: int) -> int:
+        """How many of rows [start, stop) have a checksum."""
+        sums = self._sums[start : min(stop, self._summed)].tolist() if start < self._summed else []
+        return len(sums) - sums.count(UNKNOWN)
+
+    def retain(self) -> RowReader:
+        """For one more user."""
+        self._users += 1
+        return self
+
+    def close(self) -> None:
+        self._users -= 1
+        if self._users == 0:
+            self._data.close()
+
+    def _checked_count(self, wanted: int | None) -> int:
+        """The rows that are in the data; fewer than in the index after a crash of the machine."""
+        count = len(self._ends)
+        if count and self._ends[count - 1] > self._data.size:
+            count = bisect_right(self._ends, self._data.size)
+            if flushed_rows(self._sums) > count:
+                raise FormatError(
+                    f"{self.version}: data end at byte {self._data.size}, but rows from {count} on, which "
+                    f"were flushed, go to {self._ends[-1]}: a file in data/ is missing or was cut"
+                )
+            warnings.warn(
+                f"{self.version}: {len(self._ends) - count} rows after row {count} were never flushed "
+                "and are left out",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if wanted is None:
+            return count
+        if wanted > count:
+            raise FormatError(f"{self.version}: {count} rows, but {wanted} when it was opened first")
+        return wanted
+
+    def _look_up(self, numbers: Sequence[int]) -> tuple[list[int], list[int], list[int] | None]:
+        """Starts, stops and sums; no sums unless all have one."""
+        ends, sums, summed = self._ends, self._sums, self._summed
+        starts = [ends[number - 1] if number else 0 for number in numbers]
+        stops = [ends[number] for number in numbers]
+        if numbers and max(numbers) >= summed:
+            return starts, stops, None
+        return starts, stops, [sums[number] for number in numbers]
+
+    def _look_up_many(self, numbers: Sequence[int]) -> tuple[list[int], list[int], list[int] | None]:
+        try:
+            import numpy as np
+        except ModuleNotFoundError:
+            return self._look_up(numbers)
+        if self._arrays is None:
+            self._arrays = np.asarray(self._ends), np.asarray(self._sums)
+        ends, sums = self._arrays
+        at = np.asarray(numbers, np.int64)
+        starts = ends[at - 1]
+        starts[at == 0] = 0
+        wanted = sums[at].tolist() if int(at.max()) < self._summed else None
+        return starts.tolist(), ends[at].tolist(), wanted
+
+    def _check(
+        self, numbers: Sequence[int], found: Sequence[Row], starts: Sequence[int], stops: Sequence[int]
+    ) -> None:
+        """For rows of which some have no sum: at least their lengths must be those of the index."""
+        for number, row, start, stop in zip(numbers, found, starts, stops, strict=True):
+            if len(row) != stop - start:
+                raise self._no_row(number)
+        if self._summed:
+            self._compare(numbers, found)
+
+    def _compare(self, numbers: Sequence[int], found: Sequence[Row]) -> None:
+        """Row by row, to say which; rows whose sum is not known pass."""
+        for number, row, got in zip(numbers, found, sums_of(found), strict=True):
+            wanted = self._sums[number] if number < self._summed else UNKNOWN
+            if wanted not in (UNKNOWN, got):
+                raise FormatError(
+                    f"row {number} is damaged: its {len(row)} bytes have checksum {got:#018x}, "
+                    f"written was {wanted:#018x} ({self.version})"
+                )
+
+    def _no_row(self, number: int) -> FormatError:
+        start = self._ends[number - 1] if number else 0
+        return FormatError(
+            f"row {number} is damaged: the index says bytes [{start}, {self._ends[number]}) "
+            f"of {self._data.size} ({self.version})"
+        )

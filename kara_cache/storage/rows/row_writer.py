@@ -1,0 +1,170 @@
+"""Appends rows so that a crash at any moment leaves every row that was flushed, and no wrong one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from array import array
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Protocol
+
+from kara_cache.process_events import watch
+from kara_cache.storage.rows.row_sums import sums_of
+from kara_cache.storage.rows.row_version import RowVersion
+
+_SPILL_BYTES = 1 << 20  # of rows handed to the sink at a time, while they are in the processor's cache
+
+
+class RowSink(Protocol):
+    """Where rows are kept: the end of a version's three streams, for one writer at a time.
+
+    After an error nothing more can be added: what was not committed is cut off when it is opened next.
+    """
+
+    @property
+    def count(self) -> int:
+        """Rows that are committed."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of data, also of rows that are not committed yet."""
+        ...
+
+    def append(self, rows: bytes) -> None:
+        """Adds bytes to the data; nobody sees them as rows yet."""
+        ...
+
+    def commit(self, ends: bytes, sums: bytes) -> None:
+        """Makes the data durable, then the index entries of its rows, then their checksums."""
+        ...
+
+    def close(self) -> None:
+        """Gives the place free for the next writer, without what is not committed. Idempotent."""
+        ...
+
+    def after_fork(self) -> None:
+        """In a forked child: lets go of what the parent holds, and changes nothing else."""
+        ...
+
+
+class RowWriter:
+    """Rows to a sink, collected. Thread-safe; in a forked child it only raises RuntimeError."""
+
+    def __init__(self, version: RowVersion, sink: RowSink, *, commit_bytes: int) -> None:
+        """
+        Args:
+            commit_bytes: After so much data rows are flushed without being asked for, so that a crash
+                costs a bounded number of them and their index entries do not pile up in memory.
+        """
+        self._version = version
+        self._sink = sink
+        self._published = False  # by us
+        self._commit_bytes = commit_bytes
+        self._lock = threading.Lock()  # guards all below
+        self._rows: list[bytes] = []
+        self._rows_bytes = 0
+        self._ends = array("Q")  # of rows in the sink that are not committed
+        self._sums = array("Q")
+        self._committed = sink.nbytes
+        self._broken: BaseException | None = None
+        self._closed = False
+        self._forked_from: int | None = None
+        self._pid = os.getpid()
+        watch(self)
+
+    def write(self, row: bytes) -> None:
+        with self._lock:
+            self._rows.append(row)
+            self._rows_bytes += len(row)
+            if self._rows_bytes >= _SPILL_BYTES:
+                self._run(self._spill)
+
+    def flush(self) -> bool:
+        """Whether there are more rows than before. When it returns, all rows are durable and published."""
+        with self._lock:
+            before = self._sink.count
+            self._run(self._commit)
+            return self._sink.count != before
+
+    def close(self) -> None:
+        """Flushes, and makes way for another writer, also where that fails. Idempotent."""
+        with self._lock:
+            if self._closed or self._forked_from is not None:
+                return
+            try:
+                if self._broken is None:
+                    self._run(self._commit)
+                    if not self._published and not self._version.is_published():
+                        self._sink.commit(b"", b"")  # an empty version has its files, too
+                        self._version.publish()
+            finally:
+                self._closed = True
+                self._sink.close()
+
+    def after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._forked_from, self._rows = self._pid, []
+        self._sink.after_fork()
+
+    def at_exit(self) -> None:
+        """Nothing: what was not flushed is not promised."""
+
+    def _run(self, step: Callable[[], None]) -> None:
+        if self._forked_from is not None:
+            raise RuntimeError(f"Dataset is being written by process {self._forked_from}, not by this one")
+        if self._closed:
+            raise RuntimeError("Dataset is closed")
+        if self._broken is not None:
+            raise RuntimeError(
+                f"rows after row {self._sink.count} are not stored, because writing failed; "
+                "open the data set again"
+            ) from self._broken
+        try:
+            step()
+        except BaseException as exc:
+            self._broken = exc
+            raise
+
+    def _spill(self) -> None:
+        rows, self._rows, self._rows_bytes = self._rows, [], 0
+        before = self._sink.nbytes
+        self._sink.append(b"".join(rows))
+        ends = accumulate(map(len, rows), initial=before)
+        next(ends)
+        self._ends.extend(ends)
+        self._sums.extend(sums_of(rows))
+        if self._sink.nbytes - self._committed >= self._commit_bytes:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self._rows:
+            self._spill()
+        if not self._ends:
+            return
+        self._sink.commit(self._ends.tobytes(), self._sums.tobytes())
+        self._ends, self._sums = array("Q"), array("Q")
+        self._committed = self._sink.nbytes
+        if not self._published:
+            self._version.publish()
+            self._published = True
+
+
+def open_writer(version: RowVersion, max_file_bytes: int) -> RowWriter:
+    """For the end of a version, which need not be there yet.
+
+    What a crash left behind the last flushed row is cut off, with a RuntimeWarning. Raises
+    BlockingIOError while another writer is at it, FormatError where rows that were flushed are damaged,
+    io.UnsupportedOperation where the store takes no writes.
+    """
+    sink: RowSink
+    if version.location.local is not None:
+        from kara_cache.storage.rows.file_sink import FileSink
+
+        sink = FileSink(version, max_file_bytes)
+    else:
+        from kara_cache.storage.rows.store_sink import StoreSink
+
+        sink = StoreSink(version)
+    return RowWriter(version, sink, commit_bytes=max_file_bytes)
