@@ -12,7 +12,7 @@ PYTHONS := 3.11 3.12 3.13 3.10 3.14
 MATRIX := 3.10 3.12 3.13
 PROGRAMS := etcd=etcd-server nginx=nginx strace=strace ip=iproute2 curl=curl
 PIP = $(1)/bin/python -m pip --quiet --disable-pip-version-check --no-input
-TORCH := torch==2.13.0
+TORCH := torch==2.13.0 torchdata==0.11.0
 ARGS :=
 
 .PHONY: help demo test test-all test-matrix lint bench venv venv-all programs clean distclean $(MATRIX:%=test-%)

@@ -1,0 +1,107 @@
+"""`make_torch_dataset` of the published kara-storage: its arguments and its orders, without its traps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from kara_cache.sampling import order_of_1, order_of_2, window_of_2
+from kara_cache.torch.epoch_cursor import rank_shard
+from kara_cache.torch.row_prefetch import RowPrefetch
+from kara_cache.torch.rows import Rows
+
+_PREFETCH_BYTES = 32 << 20
+Shuffled = Callable[..., Iterator[int]]
+
+
+def make_torch_dataset(
+    ds: Rows,
+    shuffle: bool = False,
+    auto_distributed: bool = True,
+    *,
+    seed: int | None = None,
+    buffer_size: int | None = None,
+    shuffle_ratio: float | None = None,
+    begin: int = 0,
+    end: int | None = None,
+) -> PublishedOrder:
+    """Rows in the order in which kara-storage hands them out for the same arguments.
+
+    Args:
+        shuffle: As version 2.x shuffles, with `seed` (0) and `buffer_size` (4096 rows); with
+            `shuffle_ratio`, as 1.x is documented to, with a `buffer_size` of 10240.
+        auto_distributed: Under `torch.distributed` this rank reads its part as 2.x cuts it: the rows that
+            ranks do not divide are read by nobody. `RowStream` loses none.
+        begin, end: Only rows `begin` to `end - 1`; the number of rows where `end` is None or larger.
+
+    Raises:
+        TypeError: seed, buffer_size or shuffle_ratio without shuffle, as in 2.x; and unknown names.
+        ValueError: numbers that give no order.
+    """
+    given = {"seed": seed, "buffer_size": buffer_size, "shuffle_ratio": shuffle_ratio}
+    wanted: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if wanted and not shuffle:
+        raise TypeError(f"{', '.join(wanted)}: only with shuffle=True")
+    rows = len(ds)
+    window = range(rows)[begin : rows if end is None else end]
+    if begin < 0 or (end is not None and end < begin):
+        raise ValueError(f"begin and end must be 0 <= begin <= end, got {begin=} and {end=}")
+    if auto_distributed:
+        part = window_of_2(len(window), rank_shard())
+        window = window[part.start : part.stop]
+    order = partial(order_of_1 if shuffle_ratio is not None else order_of_2, **wanted) if shuffle else None
+    return PublishedOrder(ds, window, order)
+
+
+class PublishedOrder(IterableDataset):
+    """Iterating is a whole pass, and leaves the caller's data set as it is.
+
+    With loader workers every one of them makes the whole order, which is row numbers only, and reads its
+    turns of it, of `batch_size` rows each. So every row comes once, and the same way each time. Set the
+    attribute `batch_size` (1) to the loader's, and the order is the same for any number of workers.
+    """
+
+    def __init__(self, rows: Rows, window: range, order: Shuffled | None) -> None:
+        super().__init__()
+        self.rows = rows
+        self.batch_size = 1
+        self._window = window
+        self._order = order
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that persist see it change
+        if order is not None:
+            next(order(0), None)  # refuses wrong numbers now
+
+    def __repr__(self) -> str:
+        return f"<PublishedOrder of rows {self._window.start} to {self._window.stop - 1}>"
+
+    def __len__(self) -> int:
+        return len(self._window)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next pass, also in workers that persist."""
+        self._epoch[0] = epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        numbers = self._numbers(int(self._epoch))
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            numbers = _turns(numbers, self.batch_size, worker.id, worker.num_workers)
+        return iter(RowPrefetch(self.rows, numbers, limit_bytes=_PREFETCH_BYTES))
+
+    def _numbers(self, epoch: int) -> Iterator[int]:
+        if self._order is None:
+            return iter(self._window)
+        return map(self._window.__getitem__, self._order(len(self._window), epoch=epoch))
+
+
+def _turns(numbers: Iterator[int], batch_size: int, worker: int, workers: int) -> Iterator[int]:
+    turn = 0
+    while batch := list(islice(numbers, batch_size)):
+        if turn % workers == worker:
+            yield from batch
+        turn += 1

@@ -1,0 +1,132 @@
+"""Rows in a known order, read in batches by a thread while the ones before them are used."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from sys import getsizeof
+from typing import Any
+
+from kara_cache.torch.rows import Rows
+
+FIRST_ROWS = 32  # read before anything is known of their size
+MOST_ROWS = 1024  # of one read: an order is made in blocks of as many, and the first row waits for them all
+PARTS = 4  # of the bound: one is used, one is being read, the others wait
+_LOOKED_INTO = 8  # rows of a batch whose size is measured; the others are taken to be like them
+_DEPTH = 4  # of containers in a row
+_WAIT_S = 60.0  # then a waiting thread looks again; only a bound, it is told of every change
+
+
+class RowPrefetch:
+    """Iterates over the rows of `order`; ahead of use are about `limit_bytes`, or one read if it is larger.
+
+    With a limit of 0 rows are read when they are asked for, without a thread. Sizes are those of Python's
+    objects, measured on a few rows of each read. What a read raises is raised when its first row is due.
+    The thread starts with the first row, is a daemon, and ends when the rows or the iterator do.
+    """
+
+    def __init__(self, rows: Rows, order: Iterator[int], *, limit_bytes: int) -> None:
+        self._rows = rows
+        self._order = order
+        self._limit_bytes = limit_bytes
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self._limit_bytes:
+            while numbers := list(islice(self._order, FIRST_ROWS)):
+                yield from self._rows.read_batch(numbers)
+            return
+        queue = _Queue(self._limit_bytes)
+        threading.Thread(
+            target=_read_ahead, args=(self._rows, self._order, queue), name="kara-rows", daemon=True
+        ).start()
+        try:
+            while (batch := queue.get()) is not None:
+                yield from batch
+        finally:
+            queue.close()
+
+
+class _Queue:
+    """Batches between the reading thread and its one consumer."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._changed = threading.Condition(threading.Lock())  # guards all below
+        self._batches: deque[tuple[list[Any] | BaseException | None, int]] = deque()
+        self._bytes = 0
+        self._closed = False
+        self._pid = os.getpid()
+
+    def wait_for_room(self, size: int) -> bool:
+        """Returns when `size` bytes fit, or nothing is queued; False when nobody wants more."""
+        with self._changed:
+            while not self._closed and self._batches and self._bytes + size > self._limit_bytes:
+                self._changed.wait(_WAIT_S)
+            return not self._closed
+
+    def put(self, batch: list[Any] | BaseException | None, size: int = 0) -> None:
+        """None is the end; an exception is one, too."""
+        with self._changed:
+            self._batches.append((batch, size))
+            self._bytes += size
+            self._changed.notify_all()
+
+    def get(self) -> list[Any] | None:
+        with self._changed:
+            while not self._batches:
+                self._changed.wait(_WAIT_S)
+            batch, size = self._batches.popleft()
+            self._bytes -= size
+            self._changed.notify_all()
+        if isinstance(batch, BaseException):
+            raise batch
+        return batch
+
+    def close(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child drops the parent's iterator; its thread is not here, its lock may be held
+        with self._changed:
+            self._closed = True
+            self._batches.clear()
+            self._changed.notify_all()
+
+
+def _read_ahead(rows: Rows, order: Iterator[int], queue: _Queue) -> None:
+    """Holds nothing of the iterator that uses the rows, so that dropping that one closes the queue."""
+    part_bytes = queue._limit_bytes / PARTS
+    count, expected = FIRST_ROWS, 0.0
+    try:
+        while queue.wait_for_room(int(expected)):
+            numbers = list(islice(order, count))
+            if not numbers:
+                queue.put(None)
+                return
+            batch = rows.read_batch(numbers)
+            size = size_of(batch)
+            queue.put(batch, size)
+            count = max(1, min(MOST_ROWS, int(part_bytes * len(batch) / max(1, size))))
+            expected = count * size / len(batch)
+            del batch
+    except BaseException as error:  # noqa: BLE001 - the top of a thread; raised where the rows are used
+        queue.put(error)
+
+
+def size_of(rows: list[Any]) -> int:
+    """Bytes of memory, by the sizes of some of them."""
+    some = rows[:: -(-len(rows) // _LOOKED_INTO)] if rows else []
+    return sum(_size(row, _DEPTH) for row in some) * len(rows) // max(1, len(some))
+
+
+def _size(value: Any, depth: int) -> int:
+    nbytes = getattr(value, "nbytes", None)  # arrays, tensors and memoryviews
+    if isinstance(nbytes, int):
+        return nbytes
+    size = getsizeof(value)
+    if depth and isinstance(value, dict):
+        return size + sum(_size(key, 0) + _size(item, depth - 1) for key, item in value.items())
+    if depth and isinstance(value, (list, tuple, set, frozenset)):
+        return size + sum(_size(item, depth - 1) for item in value)
+    return size
