@@ -220,6 +220,20 @@ class CacheClient:
             )
         return pages, freed
 
+    def ask(
+        self, method: str, name: str, path: str, *query: tuple[str, str | int], body: bytes | None = None
+    ) -> Any:
+        """One request of docs/protocol.md that any worker can answer; the JSON of the first that does.
+
+        `path` says whom to ask first, and is named in errors. A worker that does not answer may have
+        done what was asked, and the next one is asked the same: for requests that may be repeated.
+        """
+        deadline = self._failover.deadline()
+        call = Call(
+            path, lambda worker, _: worker.call(method, name, deadline, *query, body=body), None, deadline
+        )
+        return self._failover.run(call)
+
     def mounts(self) -> builtins.list[dict[str, Any]]:
         """Name, url, freshness, replicas and read_only of every mount, as a worker tells."""
         deadline = self._failover.deadline()

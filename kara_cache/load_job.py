@@ -79,6 +79,7 @@ class LoadProgress:
     listing_complete: bool = False  # the two above are totals
     files: int = 0  # dealt with, failures included
     bytes: int = 0  # of the files dealt with
+    files_verified: int = 0  # whose pages were looked for at the end
     pages_fetched: int = 0  # from the store, for this job
     bytes_fetched: int = 0
     pages_skipped: int = 0  # were there already
@@ -121,7 +122,7 @@ class LoadJob:
     state: LoadState
     options: LoadOptions
     progress: LoadProgress
-    receipt: LoadReceipt | None  # only in a final state, and not of a job stopped before it began
+    receipt: LoadReceipt | None  # only of a job that SUCCEEDED or FAILED
     submitted_s: float  # Unix seconds
     coordinator: str = ""  # id of the worker that runs it
     message: str = ""  # why it failed or is held up, for people

@@ -50,7 +50,12 @@ def live_prefix(cluster: str) -> str:
 
 
 def member_prefix(cluster: str) -> str:
-    return f"/KaraCache/{_checked(cluster)}/members/"
+    return f"{cluster_prefix(cluster)}members/"
+
+
+def cluster_prefix(cluster: str) -> str:
+    """Above all keys of ours that Alluxio does not know."""
+    return f"/KaraCache/{_checked(cluster)}/"
 
 
 def _checked(cluster: str) -> str:

@@ -27,6 +27,8 @@ from kara_worker.file_facts import FileFacts
 from kara_worker.file_page_store import FilePageStore
 from kara_worker.http_server import HttpServer
 from kara_worker.identity import DirectoryLock, boot_id, load_or_create_identity
+from kara_worker.jobs.load_metrics import LoadMetrics
+from kara_worker.jobs.loads import Loads
 from kara_worker.metrics import WorkerCollector, WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.page_cache import PageCache
@@ -54,6 +56,7 @@ class WorkerDaemon:
         self._state = MemberState.ACTIVE
         self._metrics = WorkerMetrics()
         self._clients = ClientTotals()
+        self._load_metrics = LoadMetrics()
 
     async def run(self) -> None:
         """Serves until a signal or `stop`, then drains. Raises ConfigError before anything listens."""
@@ -114,11 +117,12 @@ class WorkerDaemon:
         )
         stack.push_async_callback(self._cache.close, config.life.drain_timeout_s)
         self._facts = FileFacts(self._stores, self._threads)
+        self._access = AccessControl(config.secrets())
         self._server = PageServer(
             self._cache,
             self._stores,
             self._facts,
-            AccessControl(config.secrets()),
+            self._access,
             self._metrics,
             self._clients,
             self._threads,
@@ -130,7 +134,7 @@ class WorkerDaemon:
             page_stats=self._pages.stats,
             gauges=self._gauges,
             counters=self._counters,
-            clients=self._clients.metrics,
+            clients=lambda: (*self._clients.metrics(), *self._load_metrics.families()),
         )
         self._admin = AdminServer(ready=self._unready, metrics=collector.exposition, status=self.status)
 
@@ -146,9 +150,16 @@ class WorkerDaemon:
             admin = HttpServer(self._admin, name="admin")
             stack.push_async_callback(admin.close)
             self._admin_port = await admin.listen_tcp(config.admin.host, config.admin.port)
+        self._loads = Loads(
+            config, self.info(), self._cache, self._facts, self._access, self._load_metrics, self._threads
+        )
+        stack.push_async_callback(self._loads.close)
+        self._server.add_routes(self._loads.endpoints.routes())
+        self._loads.board.start()
         if config.alluxio.enabled:
+            board = self._loads.board
             self._alluxio = AlluxioListeners(
-                config, self._cache, self._facts, self._metrics, self._threads, own=self.info, board=None
+                config, self._cache, self._facts, self._metrics, self._threads, own=self.info, board=board
             )
             stack.push_async_callback(self._alluxio.close)
             await self._alluxio.open()
@@ -249,6 +260,7 @@ class WorkerDaemon:
         """Peers first: clients that know go elsewhere, those that do not get an answer that says so."""
         log.info("worker %s drains", self.identity)
         self._state = MemberState.DRAINING
+        await self._loads.close()
         if self._registration is not None:
             await asyncio.to_thread(self._registration.set_state, MemberState.DRAINING)
             await asyncio.sleep(_DRAIN_NOTICE_S)
@@ -269,6 +281,7 @@ class WorkerDaemon:
     async def _expire_loop(self) -> None:
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
+            self._loads.owner.forget_idle()
             ttl_s = {mount.name: mount.ttl_s for mount in self._stores.mounts if mount.ttl_s}
             if ttl_s:
                 await self._cache.run_on_disk(self._pages.expire, ttl_s, time.time_ns())

@@ -172,6 +172,15 @@ class FilePageStore:
     def drop(self, page: PageId, reason: str) -> bool:
         return self._files.find(page) is not None and self._files.drop(page, reason) > 0
 
+    def shelter(self, file_id: bytes) -> None:
+        self._space.shelter(file_id)
+
+    def expose(self, file_id: bytes) -> None:
+        self._space.expose(file_id)
+
+    def has_room(self, size: int) -> bool:
+        return self._space.has_room(footprint(size))
+
     def files(self) -> Iterator[StoredFile]:
         self._learn_paths()
         for record in self._space.index.files():

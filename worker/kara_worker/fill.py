@@ -26,7 +26,7 @@ class Fill:
         self.error: Exception | None = None
         self.headers: Sequence[PageHeader] = ()
         self.complete = False
-        self.unwritten = 0  # pages that still have to reach the page store
+        self.task: asyncio.Task[None] | None = None  # ends when its pages have reached the page store
         self._buffer: memoryview | None = None
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()

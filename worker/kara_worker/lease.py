@@ -29,6 +29,10 @@ class Lease:
         """False: unless etcd was down meanwhile, it has run out."""
         return time.monotonic() < self._ends
 
+    @property
+    def left_s(self) -> float:
+        return self._ends - time.monotonic()
+
     def renew(self) -> None:
         """Raises LeaseLost when etcd no longer knows it, MembershipError when etcd does not answer."""
         asked = time.monotonic()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -177,9 +178,13 @@ class PageCache:
         fill = Fill(run[0], start, stop, keep=keep)
         for index in run:
             self._fills[PageId(ref.file_id, index)] = fill
-        task = asyncio.get_running_loop().create_task(self._fill(ref, fill, len(run)))
+        self._own(ref, fill, self._fill(ref, fill, len(run)))
+
+    def _own(self, ref: FileRef, fill: Fill, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = fill.task = asyncio.get_running_loop().create_task(work)
         self._tasks[task] = ref.path
         task.add_done_callback(self._tasks.pop)
+        return task
 
     async def _fill(self, ref: FileRef, fill: Fill, count: int) -> None:
         size = fill.stop - fill.start
@@ -238,14 +243,77 @@ class PageCache:
         self._queued_bytes += size
         try:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._disk_threads, self._put_all, ref, fill)
+            await loop.run_in_executor(self._disk_threads, self._put_all, ref, fill, fill.headers)
         finally:
             self._queued_bytes -= size
 
-    def _put_all(self, ref: FileRef, fill: Fill) -> None:
-        for header in fill.headers:
+    def _put_all(self, ref: FileRef, fill: Fill, headers: Sequence[PageHeader]) -> None:
+        for header in headers:
             start = header.page.index * self.page_bytes
             self.pages.put(header, fill.view(start, start + header.length), group=ref.mount.name)
+
+    async def bring(self, ref: FileRef, indices: Sequence[int], threads: Executor) -> tuple[int, int]:
+        """Has pages on SSD for readers to come: (pages, requests to the store) that this call made.
+
+        `indices` ascend. What others are fetching is waited for, not fetched again. Bounds on memory, threads
+        and rates are the caller's; readers' own bounds are not touched. A page may still be missing
+        afterwards, where the page store did not take it. Raises what the store answered. When the
+        caller is cancelled, requests that run go on.
+        """
+        file_id, running = ref.file_id, set()
+        run: list[int] = []
+        own: list[Fill] = []
+        pages = 0
+        for index in indices:
+            fill = self._fills.get(PageId(file_id, index))
+            if fill is not None and fill.error is None:
+                fill.keep = True
+                running.add(fill.task)
+            elif not self.pages.contains(PageId(file_id, index)):
+                pages += 1
+                if run and (index != run[-1] + 1 or len(run) * self.page_bytes >= RUN_BYTES):
+                    own.append(self._start_bringing(ref, run, threads))
+                    run = []
+                run.append(index)
+        if run:
+            own.append(self._start_bringing(ref, run, threads))
+        running.update(fill.task for fill in own)
+        if running:
+            await asyncio.wait([task for task in running if task is not None])
+        for fill in own:
+            if fill.error is not None:
+                raise fill.error
+        return pages, len(own)
+
+    def _start_bringing(self, ref: FileRef, run: list[int], threads: Executor) -> Fill:
+        stop = min((run[-1] + 1) * self.page_bytes, ref.size)
+        fill = Fill(run[0], run[0] * self.page_bytes, stop, keep=True)
+        for index in run:
+            self._fills[PageId(ref.file_id, index)] = fill
+        self._own(ref, fill, self._bring(ref, fill, run, threads))
+        return fill
+
+    async def _bring(self, ref: FileRef, fill: Fill, run: list[int], threads: Executor) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            fill.attach(memoryview(bytearray(fill.stop - fill.start)))
+            await loop.run_in_executor(threads, self._load_and_put, ref, fill, loop)
+            self._metrics.fills += 1
+        except Exception as exc:  # noqa: BLE001 - a task's top: whoever waits gets the error
+            self._metrics.count_fill_error(exc)
+            fill.fail(_as_answer(exc, ref))
+        finally:
+            for index in run:
+                page = PageId(ref.file_id, index)
+                if self._fills.get(page) is fill:
+                    del self._fills[page]
+
+    def _load_and_put(self, ref: FileRef, fill: Fill, loop: asyncio.AbstractEventLoop) -> None:
+        """In one thread, because for a small file each change of threads costs as much as the file."""
+        headers = self._load(ref, fill)
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            loop.call_soon_threadsafe(fill.finish, headers)
+        self._put_all(ref, fill, headers)
 
     async def open_pages(self, ref: FileRef, indices: range) -> list[StoredPage]:
         """Those of the pages that are on SSD, in order; starts no fill."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from kara_cache.page import PageId
 from kara_worker.eviction.base import EvictionPolicy
+from kara_worker.eviction.sheltered import Sheltered
 from kara_worker.open_pages import OpenPages
 from kara_worker.page_file import FoundPage, PageEntry
 from kara_worker.page_index import PageIndex, Placed
@@ -48,7 +49,7 @@ class PageSpace:
         self._low_bytes = int(capacity_bytes * low)
         self._lock = threading.Lock()  # guards everything here; nothing is read or written under it
         self._index = PageIndex()
-        self._policy = policy
+        self._policy = Sheltered(policy)
         self._open = open_pages
         self._evictions: Counter[str] = Counter()
         self._rejections: Counter[str] = Counter()
@@ -163,6 +164,24 @@ class PageSpace:
         if victims:
             self._evictions["capacity"] += len(victims)
         return victims, closing
+
+    def shelter(self, file_id: bytes) -> None:
+        """One more reason to keep the pages of a file, those that are here and those to come."""
+        with self._lock:
+            record = self._index.file(file_id)
+            pages = self._index.pages_of([record]) if record is not None else ()
+            known = [(page, entry) for page in pages if (entry := self._index.get(page)) is not None]
+            self._policy.shelter(file_id, [(page, entry.size, entry.group) for page, entry in known])
+
+    def expose(self, file_id: bytes) -> None:
+        """One reason less."""
+        with self._lock:
+            self._policy.expose(file_id)
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes could come in, if need be in place of pages that nobody shelters."""
+        with self._lock:
+            return self.bytes + size <= self.capacity_bytes or self._policy.evictable
 
     def forget_directory(self, number: int) -> int:
         """The pages of a directory whose disk failed, which cannot be unlinked; their number."""

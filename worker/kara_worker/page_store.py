@@ -79,6 +79,19 @@ class PageStore(Protocol):
         """Forgets the page and unlinks it; True if it was there."""
         ...
 
+    def shelter(self, file_id: bytes) -> None:
+        """One more reason not to evict pages of this file version; they are always admitted. Not kept
+        across a restart. A page may still leave for any other reason than room."""
+        ...
+
+    def expose(self, file_id: bytes) -> None:
+        """One reason less; after the last, its pages are like any others."""
+        ...
+
+    def has_room(self, size: int) -> bool:
+        """Whether a page of so many bytes could come in: there is room, or a page that may be evicted."""
+        ...
+
     def files(self) -> Iterator[StoredFile]:
         """Every file with at least one page; reads headers of pages from an earlier process as needed."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -92,6 +92,10 @@ class PageServer:
             ("GET", "/explain"): ("explain", self._explain),
             ("POST", "/client-metrics"): ("client_metrics", self._client_metrics),
         }
+
+    def add_routes(self, routes: Mapping[tuple[str, str], tuple[str, Handler]]) -> None:
+        """More endpoints: method and path below the prefix to the name in metrics and what answers."""
+        self._routes |= routes
 
     def try_fast(self, connection: Connection, head: bytes) -> bool:
         if not head.startswith(_READ) or self.draining:

@@ -1,0 +1,68 @@
+"""Load jobs on one worker, put together: the owner's part, the board, their endpoints and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from pathlib import Path
+
+from kara_cache.membership.base import WorkerInfo
+from kara_cache.membership.configured import etcd_client
+from kara_worker.access import AccessControl
+from kara_worker.config import WorkerConfig
+from kara_worker.file_facts import FileFacts
+from kara_worker.jobs.endpoints import JobEndpoints
+from kara_worker.jobs.etcd_journal import EtcdJournal
+from kara_worker.jobs.job_board import JobBoard
+from kara_worker.jobs.journal import Journal
+from kara_worker.jobs.load_metrics import LoadMetrics
+from kara_worker.jobs.local_journal import LocalJournal
+from kara_worker.jobs.owner import LoadOwner
+from kara_worker.page_cache import PageCache
+from kara_worker.peers import peers_of
+
+_DIRECTORY = "LOADS"  # in the first page directory, where nothing but this worker's things is
+
+
+class Loads:
+    """Made when the worker listens; `close` hands its jobs to others and forgets those of others."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        own: WorkerInfo,
+        cache: PageCache,
+        facts: FileFacts,
+        access: AccessControl,
+        metrics: LoadMetrics,
+        executor: Executor,
+    ) -> None:
+        self._cluster = peers_of(config, own)
+        self.owner = LoadOwner(cache, facts, metrics, config.loads)
+        self.board = JobBoard(
+            _journal(config, own),
+            self._cluster,
+            cache.stores,
+            metrics,
+            executor,
+            worker=own.id,
+            page_bytes=cache.page_bytes,
+        )
+        self.endpoints = JobEndpoints(self.board, self.owner, access, executor)
+        self._closed = False
+
+    async def close(self) -> None:
+        """Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.to_thread(self.board.close)
+        self.owner.close()
+        await asyncio.to_thread(self._cluster.close)
+        await asyncio.to_thread(self._cluster.membership.close)
+
+
+def _journal(config: WorkerConfig, own: WorkerInfo) -> Journal:
+    if config.etcd.hosts:
+        return EtcdJournal(etcd_client(config.etcd), config.cluster_name, own.id)
+    return LocalJournal(Path(config.store.page_dirs[0]) / _DIRECTORY, own.id)
