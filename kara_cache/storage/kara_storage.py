@@ -105,7 +105,7 @@ class KaraStorage:
         progress_bar: bool = True,
         **options: Any,  # of storage.objects.save_directory, which refuses unknown ones
     ) -> str:
-        """Saves the files below `local_path` and returns the version; see `storage.objects.save_directory`."""
+        """Saves the files below `local_path`; the version. See `storage.objects.save_directory`."""
         from kara_cache.storage import objects
 
         return objects.save_directory(
@@ -121,7 +121,7 @@ class KaraStorage:
         progress_bar: bool = True,
         **options: Any,  # of storage.objects.load_directory, which refuses unknown ones
     ) -> str:
-        """Loads a version into `local_path` and returns its name; see `storage.objects.load_directory`."""
+        """Loads a version into `local_path`; its name. See `storage.objects.load_directory`."""
         from kara_cache.storage import objects
 
         return objects.load_directory(

@@ -26,10 +26,11 @@ class MappedBytes:
         self.segments = _map_all(directory)
         ends = list(accumulate(map(len, self.segments)))
         self.size = ends[-1] if ends else 0
+        # Of each segment: its bytes, where it begins, where it ends.
         # The end of the stream is a segment, too, so that what begins there needs no case of its own.
-        self._parts: list[mmap.mmap | bytes] = [*self.segments, b""]
-        self._bases = [0, *ends]
-        self._ends: list[float] = [*ends, inf]
+        self.parts: list[mmap.mmap | bytes] = [*self.segments, b""]
+        self.bases = [0, *ends]
+        self.ends: list[float] = [*ends, inf]
         self._only = self.segments[0] if len(self.segments) == 1 else None
 
     def __repr__(self) -> str:
@@ -39,12 +40,12 @@ class MappedBytes:
         if self._only is not None and 0 <= start <= stop:
             return self._only[start:stop]
         self._check(start, stop)
-        segment = bisect_right(self._ends, start)
-        found = self._parts[segment][start - self._bases[segment] : stop - self._bases[segment]]
-        if stop <= self._ends[segment]:
+        segment = bisect_right(self.ends, start)
+        found = self.parts[segment][start - self.bases[segment] : stop - self.bases[segment]]
+        if stop <= self.ends[segment]:
             return found
         pieces = [found]
-        for part, base in zip(self._parts[segment + 1 :], self._bases[segment + 1 :], strict=True):
+        for part, base in zip(self.parts[segment + 1 :], self.bases[segment + 1 :], strict=True):
             if base >= stop:
                 break
             pieces.append(part[: stop - base])
@@ -54,7 +55,7 @@ class MappedBytes:
         only = self._only
         if only is not None:
             return [only[start:stop] for start, stop in zip(starts, stops, strict=True)]
-        parts, bases, ends, read = self._parts, self._bases, self._ends, self.read
+        parts, bases, ends, read = self.parts, self.bases, self.ends, self.read
         found = []
         for start, stop in zip(starts, stops, strict=True):
             segment = bisect_right(ends, start)
@@ -70,19 +71,19 @@ class MappedBytes:
         only = self._only
         if only is not None:
             return [only[start:stop] for start, stop in pairwise(cuts)]
-        segment = bisect_right(self._ends, cuts[0])
-        if cuts[-1] > self._ends[segment]:
+        segment = bisect_right(self.ends, cuts[0])
+        if cuts[-1] > self.ends[segment]:
             return self.read_spans(cuts[:-1], cuts[1:])
-        part, base = self._parts[segment], self._bases[segment]
+        part, base = self.parts[segment], self.bases[segment]
         return [part[start - base : stop - base] for start, stop in pairwise(cuts)]
 
     def read_into(self, start: int, buffer: memoryview | bytearray) -> int:
         view = memoryview(buffer).cast("B")
         self._check(start, start + len(view))
         done = 0
-        segment = bisect_right(self._ends, start)
+        segment = bisect_right(self.ends, start)
         while done < len(view) and segment < len(self.segments):
-            at = start + done - self._bases[segment]
+            at = start + done - self.bases[segment]
             length = min(len(view) - done, len(self.segments[segment]) - at)
             with memoryview(self.segments[segment]) as mapped, mapped[at : at + length] as part:
                 view[done : done + length] = part
@@ -92,10 +93,10 @@ class MappedBytes:
 
     def close(self) -> None:
         """Memory is given back when the last view of it is gone."""
-        self.segments, self._parts, self._ends, self._only = [], [], [], None
+        self.segments, self.parts, self.ends, self._only = [], [], [], None
 
     def _check(self, start: int, stop: int) -> None:
-        if not self._ends:
+        if not self.ends:
             raise ValueError(f"{self.directory}: read of a closed stream")
         if start < 0 or stop < start:
             raise ValueError(f"{self.directory}: bytes [{start}, {stop}) are no part of a stream")

@@ -10,45 +10,21 @@ from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kara_cache.errors import ConfigError, FormatError
+from kara_cache.errors import FormatError
 from kara_cache.serialization import JSONSerializer, NoSerializer, Serializer
 from kara_cache.storage.location import Location
+from kara_cache.storage.rows.row_check import RowCheck, check_rows
 from kara_cache.storage.rows.row_cursor import RowCursor
-from kara_cache.storage.rows.row_indices import out_of_range, row_numbers
+from kara_cache.storage.rows.row_indices import row_numbers
+from kara_cache.storage.rows.row_options import RowOptions
 from kara_cache.storage.rows.row_reader import Row, RowReader
 from kara_cache.storage.rows.row_version import RowVersion
 
 if TYPE_CHECKING:
+    from kara_cache.storage.rows.row_keys import RowKeys
     from kara_cache.storage.rows.row_writer import RowWriter
 
 MODES = ("r", "w")
-MAX_FILE_BYTES = 128 << 20  # of the published package, which damages segments that are larger when it appends
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RowOptions:
-    """How one data set is opened."""
-
-    start: int = 0  # first row of the window
-    length: int | None = None  # rows of the window; None: all that follow
-    buffer_size: int = 1 << 20  # bytes fetched at a time when rows are read in order; 1 MiB stays in L2
-    verify: bool = True  # compare rows with their checksums; 0.2 us for a row of 3 KB
-    max_file_size: int = MAX_FILE_BYTES  # bytes of a segment that we write
-
-    def __post_init__(self) -> None:
-        for name, least in (("start", 0), ("length", 0), ("buffer_size", 1), ("max_file_size", 8)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"option {name}: expected at least {least}, got {value}")
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> RowOptions:
-        """Raises ConfigError for an unknown name."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in options:
-            if name not in known:
-                raise ConfigError(f"option {name!r} of a row data set: known are {', '.join(known)}")
-        return cls(**options)
 
 
 class RowDataset:
@@ -84,6 +60,7 @@ class RowDataset:
         self._start, self._stop = 0, 0  # the window, once it is opened
         self._row: Callable[[int], Row] = self._open_and_read
         self._cursor = RowCursor(self._fetch)
+        self._keys: list[RowKeys | None] = []  # once it was looked for
         self._writer: RowWriter | None = None
         if mode == "w":
             from kara_cache.storage.rows.row_writer import open_writer
@@ -125,18 +102,18 @@ class RowDataset:
         return self._stop - self._start
 
     def __getitem__(self, key: Any) -> Any:
-        """A row by its number, negative ones from the end; a list of rows for anything else that selects.
+        """A row by its number, negative ones from the end, or by its key where it was published with keys.
+
+        Slices, and sequences or arrays of numbers as in `read_batch`, give a list of rows.
 
         Raises:
-            IndexError: it is out of range.
-            TypeError: neither an int, a slice, nor a sequence of ints.
+            IndexError, KeyError: there is no such row.
+            TypeError: nothing of these.
         """
-        if key.__class__ is int:  # the way of most calls, and the fastest
-            if self._opened is None:
-                self._reader()
+        if key.__class__ is int:  # most calls come here, and it shows
             number = key + self._start if key >= 0 else key + self._stop
             if not self._start <= number < self._stop:
-                raise out_of_range(key, self._stop - self._start)
+                number = self._numbers((key,))[0]  # it was not opened yet, or the index is out of range
             row = self._row(number)
             return row if self._decode is None else self._decoded(number, row)
         if isinstance(key, slice):
@@ -145,7 +122,7 @@ class RowDataset:
                 return self._objects(range(self._start + start, self._start + max(start, stop)))
             return self.read_batch(range(start, stop, step))
         if isinstance(key, str):
-            raise TypeError(f"Dataset index must be int, got {key!r}")
+            return self[self._number_of_key(key)]
         try:
             number = operator.index(key)
         except TypeError:
@@ -196,6 +173,24 @@ class RowDataset:
         self.options = dataclasses.replace(self.options, start=window.start, length=len(window))
         self._start, self._stop = window.start, window.stop
         self._cursor.move(lambda _: 0)
+
+    @property
+    def keys(self) -> RowKeys | None:
+        """The keys that the rows were published with (`kara_cache.kv`), if they were."""
+        if not self._keys:
+            from kara_cache.storage.rows.row_keys import PLACE, RowKeys
+
+            path = "/".join((self.version.directory, *PLACE))
+            self._keys.append(RowKeys.open(self.version.location.store, path))
+        return self._keys[0]
+
+    def verify(self, progress: Callable[[int], None] | None = None) -> RowCheck:
+        """Reads every row of the window and names the damaged ones; `progress` gets numbers of rows."""
+        reader = RowReader(self.version, count=self._reader().count)
+        try:
+            return check_rows(reader, self._start, self._stop, progress)
+        finally:
+            reader.close()
 
     # -- a file ------------------------------------------------------------------------------------
 
@@ -310,7 +305,7 @@ class RowDataset:
         self._start, self._stop = start, min(start + length, reader.count)
         if self.mode == "r":
             self._count = reader.count
-        self._row = reader.row if self._serializer.takes_buffers else reader.row_as_bytes
+        self._row = reader.row if self._serializer.takes_buffers else reader.row_as_bytes()
         self._opened = reader
 
     def _forget(self) -> None:
@@ -340,6 +335,14 @@ class RowDataset:
     def _numbers(self, indices: Any) -> Sequence[int]:
         count = len(self)
         return row_numbers(indices, self._start, count)
+
+    def _number_of_key(self, key: str) -> int:
+        if self.keys is None:
+            raise TypeError(f"Dataset index must be int, got {key!r}: these rows were published without keys")
+        number = self.keys.find(key)
+        if number is None or not self._start <= number < self._start + len(self):
+            raise KeyError(key)
+        return number - self._start
 
     def _objects(self, numbers: range) -> Sequence[Any]:
         return self._decoded_all(numbers, self._reader().rows(numbers.start, numbers.stop))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from kara_cache.errors import FormatError
 from kara_cache.storage.rows.byte_stream import open_byte_stream
@@ -44,17 +44,46 @@ class RowReader:
         self._summed = min(len(self._sums), self.count)
         self._arrays: tuple[Any, Any] | None = None  # ends and sums, for numpy
         self._read = self._data.read
+        self.row = self._fast_row()
 
     def __repr__(self) -> str:
         return f"<RowReader {self.count} rows, {self._summed} with checksums, {self.version}>"
+
+    row: Callable[[int], Row]
+    """Row `number`, which must be in [0, count)."""
 
     @property
     def nbytes(self) -> int:
         """Of all rows."""
         return self._ends[self.count - 1] if self.count else 0
 
-    def row(self, number: int) -> Row:
-        """Row `number`, which must be in [0, count)."""
+    def _fast_row(self) -> Callable[[int], Row]:
+        """For the usual case, a function that has all it needs in local variables: half the time."""
+        slow, ends, sums, read = self._slow_row, self._ends, self._sums, self._data.read
+        if self._summed < self.count:
+            return slow
+        if isinstance(self._data, MappedBytes):
+            parts, bases, cuts = self._data.parts, self._data.bases, self._data.ends
+
+            def mapped(number: int) -> Row:
+                start = ends[number - 1]
+                segment = bisect_right(cuts, start)
+                base = bases[segment]
+                found = parts[segment][start - base : ends[number] - base]
+                # Row 0, a row that goes on in the next segment, and damage
+                return found if row_sum(found) == sums[number] else slow(number)
+
+            return mapped
+
+        def anywhere(number: int) -> Row:
+            if not number:
+                return slow(number)
+            found = read(ends[number - 1], ends[number])
+            return found if row_sum(found) == sums[number] else slow(number)
+
+        return anywhere
+
+    def _slow_row(self, number: int) -> Row:
         start = self._ends[number - 1] if number else 0
         stop = self._ends[number]
         found = self._read(start, stop)
@@ -65,9 +94,11 @@ class RowReader:
             raise self._no_row(number)
         return found
 
-    def row_as_bytes(self, number: int) -> bytes:
-        found = self.row(number)
-        return found if isinstance(found, bytes) else bytes(found)
+    def row_as_bytes(self) -> Callable[[int], bytes]:
+        """Like `row`, for callers that want no views."""
+        if isinstance(self._data, MappedBytes):
+            return cast(Callable[[int], bytes], self.row)  # they are bytes
+        return lambda number: bytes(self.row(number))
 
     def rows(self, start: int, stop: int) -> Sequence[Row]:
         """Rows [start, stop), which must be in [0, count]."""
@@ -90,6 +121,7 @@ class RowReader:
     def gather(self, numbers: Sequence[int]) -> Sequence[Row]:
         """These rows, in this order; `numbers` must be in [0, count)."""
         if len(numbers) < _FEW:
+            numbers = getattr(numbers, "tolist", lambda: numbers)()
             starts, stops, wanted = self._look_up(numbers)
         else:
             starts, stops, wanted = self._look_up_many(numbers)
