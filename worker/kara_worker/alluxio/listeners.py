@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
+from pathlib import Path
 
 from kara_cache.config import ClientConfig
 from kara_cache.endpoint import is_loopback
@@ -17,6 +18,12 @@ from kara_worker.alluxio.file_bytes import FileBytes
 from kara_worker.alluxio.load_answers import LoadAnswers
 from kara_worker.alluxio.owners import Owners
 from kara_worker.alluxio.peers import Peers
+from kara_worker.alluxio.s3_buckets import S3Buckets
+from kara_worker.alluxio.s3_multipart import S3Multipart
+from kara_worker.alluxio.s3_objects import S3Objects
+from kara_worker.alluxio.s3_port import S3Port
+from kara_worker.alluxio.s3_target import S3Access
+from kara_worker.alluxio.s3_uploads import S3Uploads
 from kara_worker.alluxio.ufs_names import UfsNames
 from kara_worker.config import WorkerConfig
 from kara_worker.file_facts import FileFacts
@@ -26,6 +33,8 @@ from kara_worker.metrics import WorkerMetrics
 from kara_worker.page_cache import PageCache
 
 log = logging.getLogger(__name__)
+
+_UPLOADS = "uploads"  # beside the pages: parts of uploads are as large as they are
 
 
 class AlluxioListeners:
@@ -46,7 +55,7 @@ class AlluxioListeners:
         self._config = config
         self.ports = (0, 0, 0)
         self._servers: list[HttpServer] = []
-        self._applications: list[AlluxioApi] = []
+        self._applications: list[AlluxioApi | S3Port] = []
         self._closing = contextlib.AsyncExitStack()
         membership = peers = None
         if config.etcd.hosts:
@@ -74,7 +83,7 @@ class AlluxioListeners:
         self.ports = (
             await self._listen("list", lambda: self._api("list", LIST_FORM)),
             await self._listen("dict", lambda: self._api("dict", DICT_FORM)),
-            0,
+            await self._listen("data", self._s3),
         )
 
     def drain(self) -> None:
@@ -100,6 +109,30 @@ class AlluxioListeners:
         api = AlluxioApi(self._parts, access, form=form, writes=not anonymous or alluxio.anonymous_writes)
         self._applications.append(api)
         return api
+
+    def _s3(self) -> S3Port:
+        parts, alluxio = self._parts, self._config.alluxio
+        access = S3Access(
+            alluxio.keys(),
+            anonymous="data" in alluxio.anonymous,
+            anonymous_writes=alluxio.anonymous_writes,
+        )
+        uploads = S3Uploads(Path(self._config.store.page_dirs[0]) / _UPLOADS, parts.executor)
+        self._closing.callback(uploads.close)
+        objects = S3Objects(parts.stores, parts.facts, parts.files, parts.metrics, parts.executor)
+        multipart = S3Multipart(parts.stores, parts.facts, uploads, parts.metrics, parts.executor)
+        buckets = S3Buckets(parts.stores, objects, uploads, parts.executor)
+        port = S3Port(
+            parts.stores,
+            access,
+            objects,
+            multipart,
+            buckets,
+            parts.metrics,
+            deadline_s=parts.deadline_s,
+        )
+        self._applications.append(port)
+        return port
 
     async def _listen(self, name: str, make: Callable[[], Application]) -> int:
         alluxio = self._config.alluxio

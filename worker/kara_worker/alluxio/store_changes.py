@@ -67,6 +67,13 @@ class StoreChanges:
             written.append(place)
         return written
 
+    def copy_file(self, source: str, target: str) -> None:
+        """A file to exactly this place, whatever is there."""
+        info = self._stores.info(source)
+        if info.is_dir:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), source)
+        self._copy_file(info, target)
+
     def move(self, source: str, target: str) -> list[str]:
         """As a copy that must not replace anything, and a removal: stores have no common rename."""
         self._stores.writable(source)
