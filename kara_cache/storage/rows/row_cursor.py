@@ -16,18 +16,17 @@ Fetch = Callable[[int], Sequence[Row]]
 class RowCursor:
     """Hands out each row once, in order, however many threads ask. A forked child goes on where it is."""
 
-    def __init__(self, fetch: Fetch) -> None:
-        self._fetch = fetch
+    def __init__(self) -> None:
         self._at = 0
         self._ahead: deque[Row] = deque()  # rows from _at on
         self._lock = threading.Lock()  # guards _at and _ahead
         watch(self)
 
-    def next(self) -> tuple[int, Row] | None:
+    def next(self, fetch: Fetch) -> tuple[int, Row] | None:
         """The row and its number; None at the end."""
         with self._lock:
             if not self._ahead:
-                self._ahead.extend(self._fetch(self._at))
+                self._ahead.extend(fetch(self._at))
                 if not self._ahead:
                     return None
             row = self._ahead.popleft()

@@ -58,8 +58,8 @@ class RowDataset:
         self._opened: RowReader | None = None
         self._closed = False
         self._start, self._stop = 0, 0  # the window, once it is opened
-        self._row: Callable[[int], Row] = self._open_and_read
-        self._cursor = RowCursor(self._fetch)
+        self._row: Callable[[int], Row] = _not_open
+        self._cursor = RowCursor()
         self._keys: list[RowKeys | None] = []  # once it was looked for
         self._writer: RowWriter | None = None
         if mode == "w":
@@ -196,7 +196,7 @@ class RowDataset:
 
     def read(self) -> Any:
         """The next row, None at the end. Each row goes to one thread."""
-        found = self._cursor.next()
+        found = self._cursor.next(self._fetch)
         if found is None:
             return None
         number, row = found
@@ -311,12 +311,10 @@ class RowDataset:
     def _forget(self) -> None:
         """The next read looks again at what is there."""
         reader, self._opened = self._opened, None
-        self._row = self._open_and_read
+        self._row = _not_open
+        self._start = self._stop = 0
         if reader is not None:
             reader.close()
-
-    def _open_and_read(self, number: int) -> Row:
-        return self._reader().row(number)
 
     def _fetch(self, at: int) -> Sequence[Row]:
         reader = self._reader()
@@ -382,6 +380,10 @@ class RowDataset:
 def _decoder(serializer: Serializer) -> Callable[[Any], Any] | None:
     """None where rows are what they are."""
     return None if type(serializer) is NoSerializer else serializer.deserialize
+
+
+def _not_open(number: int) -> Row:
+    raise RuntimeError(f"Dataset is closed: row {number}")
 
 
 def _rebuild(

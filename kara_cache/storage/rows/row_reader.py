@@ -86,12 +86,11 @@ class RowReader:
     def _slow_row(self, number: int) -> Row:
         start = self._ends[number - 1] if number else 0
         stop = self._ends[number]
-        found = self._read(start, stop)
-        if number < self._summed:
-            if row_sum(found) != self._sums[number]:
-                self._compare([number], [found])
-        elif len(found) != stop - start:
+        if not start <= stop <= self._data.size:
             raise self._no_row(number)
+        found = self._read(start, stop)
+        if number < self._summed and row_sum(found) != self._sums[number]:
+            self._compare([number], [found])
         return found
 
     def row_as_bytes(self) -> Callable[[int], bytes]:
@@ -105,12 +104,10 @@ class RowReader:
         if start >= stop:
             return []
         cuts = self._ends[start - 1 : stop].tolist() if start else [0, *self._ends[:stop].tolist()]
-        if isinstance(self._data, MappedBytes):
-            found: Sequence[Row] = self._data.cut(cuts)
-        else:
-            first = cuts[0]
-            block = memoryview(self._data.read(first, max(first, cuts[-1])))
-            found = [block[a - first : b - first] for a, b in pairwise(cuts)]
+        try:
+            found = self._cut(cuts)
+        except ValueError as exc:
+            raise self._misplaced(range(start, stop)) or exc from exc
         if stop <= self._summed:
             if list(map(row_sum, found)) != self._sums[start:stop].tolist():
                 self._compare(range(start, stop), found)
@@ -125,7 +122,10 @@ class RowReader:
             starts, stops, wanted = self._look_up(numbers)
         else:
             starts, stops, wanted = self._look_up_many(numbers)
-        found = self._data.read_spans(starts, stops)
+        try:
+            found = self._data.read_spans(starts, stops)
+        except ValueError as exc:
+            raise self._misplaced(numbers) or exc from exc
         if wanted is not None:
             if list(map(row_sum, found)) != wanted:
                 self._compare(numbers, found)
@@ -137,7 +137,7 @@ class RowReader:
         """Row `number` into the start of `buffer`: how many bytes it has. ValueError if it has no room."""
         start = self._ends[number - 1] if number else 0
         length = self._ends[number] - start
-        if length < 0:
+        if not 0 <= length <= self._data.size - start:
             raise self._no_row(number)
         with memoryview(buffer) as given, given.cast("B") as view:
             if len(view) < length:
@@ -180,6 +180,14 @@ class RowReader:
         self._users -= 1
         if self._users == 0:
             self._data.close()
+
+    def _cut(self, cuts: Sequence[int]) -> Sequence[Row]:
+        """What lies between each two neighbours of `cuts`."""
+        if isinstance(self._data, MappedBytes):
+            return self._data.cut(cuts)
+        first = cuts[0]
+        block = memoryview(self._data.read(first, cuts[-1]))
+        return [block[start - first : stop - first] for start, stop in pairwise(cuts)]
 
     def _checked_count(self, wanted: int | None) -> int:
         """The rows that are in the data; fewer than in the index after a crash of the machine."""
@@ -245,6 +253,14 @@ class RowReader:
                     f"row {number} is damaged: its {len(row)} bytes have checksum {got:#018x}, "
                     f"written was {wanted:#018x} ({self.version})"
                 )
+
+    def _misplaced(self, numbers: Sequence[int]) -> FormatError | None:
+        """For the first of these rows that the index puts where no row can be."""
+        for number in map(int, numbers):
+            start = self._ends[number - 1] if number else 0
+            if not start <= self._ends[number] <= self._data.size:
+                return self._no_row(number)
+        return None
 
     def _no_row(self, number: int) -> FormatError:
         start = self._ends[number - 1] if number else 0

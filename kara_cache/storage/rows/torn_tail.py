@@ -73,7 +73,7 @@ def whole_rows(ends: memoryview, sums: memoryview, data_size: int, where: object
 def _ascending(ends: memoryview, flushed: int, data_size: int) -> int:
     """How many entries ascend and are within the data. Those that a checksum covers were checked before."""
     done = max(0, flushed - 1)
-    last = 0
+    last = ends[done - 1] if done else 0
     while done < len(ends):
         chunk = [last, *ends[done : done + _CHUNK].tolist()]
         if chunk[-1] > data_size or not all(map(operator.le, chunk, islice(chunk, 1, None))):
