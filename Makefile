@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := 3.11 3.12 3.13 3.10 3.14
 MATRIX := 3.10 3.12 3.13
-PROGRAMS := etcd=etcd-server nginx=nginx strace=strace ip=iproute2 curl=curl
+PROGRAMS := etcd=etcd-server nginx=nginx strace=strace ip=iproute2 curl=curl promtool=prometheus
 PIP = $(1)/bin/python -m pip --quiet --disable-pip-version-check --no-input
 TORCH := torch==2.13.0 torchdata==0.11.0
 ARGS :=

@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 from kara_cache.errors import CacheError, UnderStoreError
 from kara_worker.page_store import StoreStats
 
+DAMAGES = ("header", "data", "identity", "truncated")  # what `PageDamaged.where` says
 # seconds; Alluxio's 10, 40, 160, 640 ms are among them, a cache hit is far below the first of those
 LATENCY_BOUNDS_S = (
     50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 40e-3, 160e-3, 640e-3, 2.5, 10.0, 60.0,
@@ -55,6 +56,16 @@ class Latency:
         return rows
 
 
+class Served:
+    """Bytes of one mount that were sent to readers, by where they were."""
+
+    __slots__ = ("cache_bytes", "store_bytes")
+
+    def __init__(self) -> None:
+        self.cache_bytes = 0
+        self.store_bytes = 0
+
+
 class WorkerMetrics:
     """Event loop only, except what is marked: store threads count under a lock."""
 
@@ -62,8 +73,7 @@ class WorkerMetrics:
         self.page_hits = 0
         self.page_misses = 0
         self.page_joins = 0
-        self.cache_bytes = 0
-        self.store_served_bytes = 0
+        self.served: dict[str, Served] = defaultdict(Served)  # by mount
         self.fills = 0
         self.fill_errors: dict[str, int] = defaultdict(int)
         self.rejections: dict[str, int] = defaultdict(int)
@@ -182,8 +192,13 @@ class WorkerCollector(Collector):
         m = self._metrics
         reads = {"hit": m.page_hits, "miss": m.page_misses, "join": m.page_joins}
         yield _counter("kara_worker_page_reads", "Pages read, by where they were", "result", reads)
-        sent = {"cache": m.cache_bytes, "store": m.store_served_bytes}
-        yield _counter("kara_worker_read_bytes", "Bytes sent to readers", "source", sent)
+        sent = CounterMetricFamily(
+            "kara_worker_read_bytes", "Bytes sent to readers", labels=("mount", "source")
+        )
+        for mount, served in sorted(m.served.items()):
+            sent.add_metric((mount, "cache"), served.cache_bytes)
+            sent.add_metric((mount, "store"), served.store_bytes)
+        yield sent
         yield CounterMetricFamily("kara_worker_fills", "Store reads that filled pages", value=m.fills)
         yield _counter("kara_worker_fill_errors", "Store reads that failed", "reason", m.fill_errors)
 
@@ -212,7 +227,9 @@ class WorkerCollector(Collector):
         for reason, count in self._metrics.rejections.items():
             rejections[reason] = rejections.get(reason, 0) + count
         yield _counter("kara_worker_rejections", "Pages not admitted", "reason", rejections)
-        yield _counter("kara_worker_corrupt_pages", "Pages found wrong", "where", stats.corrupt)
+        # From zero on: Prometheus sees no increase in a series that begins with its first event.
+        corrupt = {**dict.fromkeys(DAMAGES, 0), **stats.corrupt}
+        yield _counter("kara_worker_corrupt_pages", "Pages found wrong", "where", corrupt)
         yield CounterMetricFamily("kara_worker_disk_errors", "Failed disk calls", value=stats.disk_errors)
 
 

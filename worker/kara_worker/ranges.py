@@ -99,7 +99,7 @@ class Ranges:
             return False
         RANGE_FRAME.pack_into(frame, 0, index, 0, stop - start, checksum(data))
         self._metrics.page_hits += len(pages)
-        self._metrics.cache_bytes += stop - start
+        self._metrics.served[ref.mount.name].cache_bytes += stop - start
         return True
 
     async def _respond_later(
@@ -147,12 +147,12 @@ class Ranges:
                 except PageCorrupt:
                     part = await self._reads.refetch(ref, part)
                 else:
-                    self._metrics.cache_bytes += part.stop - part.start
+                    self._metrics.served[ref.mount.name].cache_bytes += part.stop - part.start
                     continue
             while not await part.fill.wait_complete(SIGN_OF_LIFE_S):
                 pass
             out += part.fill.view(part.start, part.stop)
-            self._metrics.store_served_bytes += part.stop - part.start
+            self._metrics.served[ref.mount.name].store_bytes += part.stop - part.start
         return bytes(out)
 
 

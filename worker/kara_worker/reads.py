@@ -75,7 +75,7 @@ class Reads:
         connection.send(self._hit_head(stop - start, sums), *items)
         metrics = self._metrics
         metrics.page_hits += len(pages)
-        metrics.cache_bytes += stop - start
+        metrics.served[ref.mount.name].cache_bytes += stop - start
         metrics.hot_read.observe(time.perf_counter() - began)
         return True
 
@@ -102,7 +102,7 @@ class Reads:
         connection.send(self._hit % (count, b"%016x" % total), item)
         metrics = self._metrics
         metrics.page_hits += 1
-        metrics.cache_bytes += count
+        metrics.served[ref.mount.name].cache_bytes += count
         metrics.hot_read.observe(time.perf_counter() - began)
         return True
 
@@ -116,7 +116,7 @@ class Reads:
             return
         parts = await self._cache.parts(ref, start, stop, keep=keep)
         if all(isinstance(part, CachedPart) for part in parts) and await self._send_cached(request, parts):
-            self._metrics.cache_bytes += stop - start
+            self._metrics.served[ref.mount.name].cache_bytes += stop - start
             return
         await self._stream(request, ref, parts)
 
@@ -183,12 +183,12 @@ class Reads:
             except PageCorrupt:
                 part = await self.refetch(ref, part)
             else:
-                self._metrics.cache_bytes += len(data)
+                self._metrics.served[ref.mount.name].cache_bytes += len(data)
                 sums.append(f"{checksum(data):016x}")
                 yield data
                 return
         async for view in self._filling(request, part, started):
-            self._metrics.store_served_bytes += len(view)
+            self._metrics.served[ref.mount.name].store_bytes += len(view)
             yield view
         sums.append(f"{part.fill.sum_of(part.start, part.stop):016x}")
 

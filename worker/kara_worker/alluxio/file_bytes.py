@@ -82,7 +82,7 @@ class FileBytes:
         except (BlockingIOError, PageCorrupt):
             return None
         self._metrics.page_hits += len(pages)
-        self._metrics.cache_bytes += stop - start
+        self._metrics.served[ref.mount.name].cache_bytes += stop - start
         return items
 
     async def send(self, request: Request, path: str, plan: Callable[[FileInfo], Answer]) -> None:
@@ -171,7 +171,7 @@ class FileBytes:
             async for items in self._local(info, start, stop, keep=False):
                 yield items
             return
-        self._metrics.store_served_bytes += len(data)
+        self._metrics.served[self._ref(info).mount.name].store_bytes += len(data)
         yield [data]
 
     async def _local(self, info: FileInfo, start: int, stop: int, *, keep: bool) -> AsyncIterator[list[Item]]:
@@ -188,11 +188,11 @@ class FileBytes:
                 except PageCorrupt:
                     part = await self._refetched(ref, part)
                 else:
-                    self._metrics.cache_bytes += part.stop - part.start
+                    self._metrics.served[ref.mount.name].cache_bytes += part.stop - part.start
                     yield [item]
                     continue
             async for view in _filling(part):
-                self._metrics.store_served_bytes += len(view)
+                self._metrics.served[ref.mount.name].store_bytes += len(view)
                 yield [view]
 
     async def _compared(self, part: CachedPart) -> bytes | PageSlice:
