@@ -395,8 +395,15 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("persistent", ["yes", "no"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "persistent"),
+    [
+        ("fork", "yes"),
+        ("spawn", "yes"),
+        *(pytest.param(method, "no", marks=pytest.mark.slow) for method in METHODS),
+        pytest.param("forkserver", "yes", marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_ends_with_everything_left_open(tmp_path: Any, method: str, persistent: str) -> None:
     script = tmp_path / "left_open.py"
     script.write_text(LEFT_OPEN)
