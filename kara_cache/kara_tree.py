@@ -225,7 +225,7 @@ class KaraTree(ChainedFileSystem):
             raise ValueError(f"maxdepth must be at least 1, got {maxdepth}")
         name = self._strip(path)
         try:
-            entries = self.ls(name, refresh=refresh)
+            entries = self.ls(name, detail=True, refresh=refresh)
         except OSError as error:
             if callable(on_error):
                 on_error(error)
