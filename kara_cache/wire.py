@@ -13,7 +13,7 @@ import json
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from kara_cache.errors import (
@@ -169,8 +169,7 @@ class RangeFile:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class FileRange:
+class FileRange(NamedTuple):  # thousands for a request: a dataclass takes four times as long to make
     """Bytes [start, start + length) of `files[file]`."""
 
     file: int

@@ -9,16 +9,22 @@ from collections.abc import Sequence
 
 from kara_cache.checksum import checksum
 from kara_cache.errors import PageCorrupt
+from kara_cache.page import PageId
 from kara_cache.wire import RANGE_FRAME, FileRange, RangeFile, encode_error
 from kara_worker.http_request import Request
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.page_cache import CachedPart, FileRef, PageCache
+from kara_worker.page_store import StoredPage
 from kara_worker.reads import SIGN_OF_LIFE_S, Reads
 from kara_worker.verified_read import read_verified, read_verified_copy
 
 _GATHER_BYTES = 256 << 10  # frames are joined up to this size: one send for many; stays in the CPU's cache
 _YIELD_EVERY = 128  # ranges between two turns of the event loop, so that other readers are not kept waiting
+_FRAME_BYTES = RANGE_FRAME.size
 _PARALLEL = 16  # ranges of one request that may wait for disk or store at a time
+
+FoundPages = dict[tuple[bytes, int], StoredPage]
+"""Pages that one request has found open, by file and index."""
 
 
 class Ranges:
@@ -55,18 +61,19 @@ class Ranges:
         """Sends what is in memory, joined in `memory`; the indices of the others."""
         later: list[int] = []
         used = 0
-        for index, item in enumerate(ranges):
-            file = files[item.file]
+        found: FoundPages = {}
+        for index, (number, start, length) in enumerate(ranges):
+            file = files[number]
             if isinstance(file, Exception):
                 await request.write_chunk(_error_frame(index, file))
                 continue
-            stop = min(item.start + item.length, file.size)
-            size = RANGE_FRAME.size + max(0, stop - item.start)
+            stop = min(start + length, file.size)
+            size = _FRAME_BYTES + max(0, stop - start)
             if used + size > _GATHER_BYTES and used:
                 await request.write_chunk(memory[:used])
                 used = 0
             frame = memory[used : used + size] if size <= _GATHER_BYTES else memoryview(bytearray(size))
-            if not self._fill_hit(frame, index, file, item.start, stop):
+            if not self._fill_hit(frame, index, file, start, stop, found):
                 later.append(index)
             elif size <= _GATHER_BYTES:
                 used += size
@@ -78,29 +85,54 @@ class Ranges:
             await request.write_chunk(memory[:used])
         return later
 
-    def _fill_hit(self, frame: memoryview, index: int, ref: FileRef, start: int, stop: int) -> bool:
+    def _fill_hit(
+        self, frame: memoryview, index: int, ref: FileRef, start: int, stop: int, found: FoundPages
+    ) -> bool:
         """Writes the range's frame if every page is open and in memory."""
-        data = frame[RANGE_FRAME.size :]
-        if not data:
+        if start >= stop:
             RANGE_FRAME.pack_into(frame, 0, index, 0, 0, checksum(b""))
             return True
-        pages = self._cache.peek(ref, start, stop)
-        if pages is None:
-            return False
-        at = start
+        page_bytes = self._page_bytes
+        first, last = start // page_bytes, (stop - 1) // page_bytes
+        data = frame[_FRAME_BYTES:]
         try:
-            for page in pages:
-                base = page.header.page.index * self._page_bytes
-                last = min(stop - base, page.header.length)
-                part = read_verified(page, at - base, last, self._scratch, wait=False)
-                data[at - start : base + last - start] = part
-                at = base + last
+            if first == last:
+                page = found.get((ref.file_id, first)) or self._find(ref, first, found)
+                if page is None:
+                    return False
+                base = first * page_bytes
+                data[:] = read_verified(page, start - base, stop - base, self._scratch, wait=False)
+            elif not self._fill_across(data, ref, start, stop, found):
+                return False
         except (BlockingIOError, PageCorrupt):
             return False
         RANGE_FRAME.pack_into(frame, 0, index, 0, stop - start, checksum(data))
-        self._metrics.page_hits += len(pages)
+        self._metrics.page_hits += 1 + last - first
         self._metrics.served[ref.mount.name].cache_bytes += stop - start
         return True
+
+    def _fill_across(self, data: memoryview, ref: FileRef, start: int, stop: int, found: FoundPages) -> bool:
+        at = start
+        while at < stop:
+            number, offset = divmod(at, self._page_bytes)
+            page = self._find(ref, number, found)
+            if page is None:
+                return False
+            count = min(stop - at, page.header.length - offset)
+            part = read_verified(page, offset, offset + count, self._scratch, wait=False)
+            data[at - start : at - start + count] = part
+            at += count
+        return True
+
+    def _find(self, ref: FileRef, number: int, found: FoundPages) -> StoredPage | None:
+        """The page if it is open; one request is one use of it, however many of its ranges it asks for."""
+        key = ref.file_id, number
+        page = found.get(key)
+        if page is None:
+            page = self._cache.pages.peek(PageId(*key))
+            if page is not None:
+                found[key] = page
+        return page
 
     async def _respond_later(
         self,
