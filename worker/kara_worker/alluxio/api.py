@@ -296,7 +296,9 @@ class AlluxioApi:
     async def _rm(self, request: Request, identity: str) -> None:
         path, values = self._by_id(request, identity, "write", _RM_FLAGS)
         recursive = _flag(values, "recursive") or _flag(values, "recursiveAlias")
-        if _flag(values, "sync_parent_next_time"):
+        # 1.0.17 sends it together with recursiveAlias, and means nothing by it
+        meant = self._form == DICT_FORM or not _flag(values, "recursiveAlias")
+        if meant and _flag(values, "sync_parent_next_time"):
             raise ValueError(
                 "rm with sync_parent_next_time: alluxiofs 1.1 sends it for remove_alluxio_only=True, "
                 "which must not delete anything in the store; refused"
@@ -326,8 +328,11 @@ class AlluxioApi:
         self, request: Request, identity: str, others: tuple[str, ...], *, source_verb: Verb
     ) -> tuple[str, str, dict[str, str]]:
         ways, values = split_two_paths(request.raw_query, "srcPath", "dstPath", others)
-        read = [(source, target) for raw, target in ways for source in spellings(raw)]
-        chosen, target = read[self._parts.names.choose(identity, [source for source, _ in read])]
+        read = [(source, raw, target) for raw, target in ways for source in spellings(raw)]
+        chosen, raw, target = read[self._parts.names.choose(identity, [source for source, _, _ in read])]
+        if chosen == raw != next(spellings(raw)) and target != next(spellings(target)):
+            # the source holds an escape as it stands, so the target's may be meant either way, and no id says
+            raise ValueError(f"{target[:200]!r} may be two names: this client does not say which")
         return (
             self._allowed(request, source_verb, chosen),
             self._allowed(request, "write", next(spellings(target))),

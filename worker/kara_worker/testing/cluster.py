@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +23,7 @@ from typing import Any
 from kara_worker.testing.etcd_server import EtcdServer
 
 READY_TIMEOUT_S = 30.0
+_PORTS = range(20000, 32768)
 
 
 class WorkerProcess:
@@ -156,6 +160,7 @@ class LocalCluster:
 
     mounts: name -> url, or name -> table of a mount as in the configuration file.
     settings: keys of the configuration file's [worker] table, for every worker.
+    each: more of them, for the first worker, the second and so on.
     """
 
     def __init__(
@@ -166,8 +171,11 @@ class LocalCluster:
         etcd: EtcdServer | None = None,
         directory: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        each: Sequence[Mapping[str, Any]] = (),
+        peers: bool = False,
         **settings: Any,
     ) -> None:
+        """`peers`: without etcd, workers have fixed ports and know each other, as a static cluster should."""
         self._own_directory = tempfile.TemporaryDirectory(prefix="kara-") if directory is None else None
         self.directory = Path(self._own_directory.name) if self._own_directory else Path(str(directory))
         self._sockets = Path(tempfile.mkdtemp(prefix="kara-s-"))  # short: a path of a socket has 107 bytes
@@ -179,9 +187,15 @@ class LocalCluster:
         settings.setdefault("admin_port", 0)
         if etcd is not None:
             settings.setdefault("etcd_hosts", [f"{etcd.host}:{etcd.port}"])
+        if peers:
+            ports = free_ports(workers)
+            settings["worker_hosts"] = [f"127.0.0.1:{port}" for port in ports]
+            given = [*each, *({} for _ in range(workers - len(each)))]
+            each = [{"port": port, **more} for port, more in zip(ports, given, strict=True)]
         self.workers: list[WorkerProcess] = []
         for number in range(workers):
-            self.workers.append(self._worker(number, mounts, settings, environment or {}))
+            own = {**settings, **each[number]} if number < len(each) else settings
+            self.workers.append(self._worker(number, mounts, own, environment or {}))
 
     def _worker(
         self,
@@ -267,6 +281,18 @@ class LocalCluster:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody has now, below those that the kernel gives to outgoing connections."""
+    found: list[int] = []
+    with contextlib.ExitStack() as stack:
+        while len(found) < count:
+            probe, port = stack.enter_context(socket.socket()), random.SystemRandom().choice(_PORTS)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 def _toml(settings: Mapping[str, Any], mounts: Mapping[str, str | Mapping[str, Any]]) -> str:
