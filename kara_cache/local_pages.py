@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,9 +23,13 @@ from kara_cache.page import DEFAULT_PAGE_BYTES, HEADER_BYTES, PageHeader, PageId
 from kara_cache.stripe import STRIPE_BYTES
 from kara_cache.worker_client import MAX_DESCRIPTORS, WorkerClient
 
-MAX_PAGES = 256  # descriptors of one process; the usual limit of a process is 1024
+_LEAST_PAGES, _MOST_PAGES = (
+    256,
+    4096,
+)  # descriptors of one process; its usual limit is 1024, of a server's more
 RENEW_S = 30.0  # a page in use is asked for again so often, which tells the worker that it is in use
 _REFUSED_S = 30.0  # a worker that passes no descriptors is not asked for so long
+_SWEEP_S = 1.0
 _SCRATCH_BYTES = 1 << 20
 _BLOCK_BYTES = block_bytes_for(DEFAULT_PAGE_BYTES)
 _SHORT_BLOCKS = 4
@@ -63,33 +68,58 @@ class _Scratch(threading.local):
 class LocalPages:
     """The open pages of one process. Thread-safe; what a child inherits by fork stays usable in it."""
 
-    def __init__(self, *, limit: int = MAX_PAGES, clock: Callable[[], float] = monotonic) -> None:
-        self._limit = limit
-        self._clock = clock
-        self._pages: OrderedDict[Key, HeldPage] = OrderedDict()
+    def __init__(self, *, limit: int | None = None, clock: Callable[[], float] = monotonic) -> None:
+        """By default an eighth of the descriptors that this process may have, within bounds."""
+        self._limit = _usual_limit() if limit is None else limit
+        self.now = clock
+        self.pages: OrderedDict[Key, HeldPage] = OrderedDict()  # to look at; only methods change it
         self.page_sizes: tuple[int, ...] = ()  # of the workers whose pages are held, mostly one
+        self._sweep_at = 0.0  # when to look again for pages that nobody reads any more
         self._scratch = _Scratch()
-        self._lock = threading.Lock()  # guards additions to _pages; `get` and `move_to_end` are one step each
+        self._lock = threading.Lock()  # guards additions to pages; `get` and `move_to_end` are one step each
 
     def __repr__(self) -> str:
-        return f"<LocalPages {len(self._pages)} of {self._limit}>"
+        return f"<LocalPages {len(self.pages)} of {self._limit}>"
 
     def after_fork(self) -> None:
         """In the child, before anything else; takes no lock."""
         self._lock = threading.Lock()
         self._scratch = _Scratch()
 
+    def has(self, file: CachedFile, index: int, page_bytes: int) -> bool:
+        """Whether a page can be read without asking for it."""
+        page = self.pages.get((page_bytes, file.file_id, index))
+        return page is not None and page.renew_at >= self.now()
+
+    @property
+    def scratch(self) -> memoryview:
+        """Memory of the calling thread for one read, of a megabyte."""
+        return self._scratch.view
+
+    def room(self) -> int:
+        """How many more pages can be held without closing one that is in use."""
+        if len(self.pages) >= self._limit and self.now() >= self._sweep_at:
+            self._sweep_at = self.now() + _SWEEP_S
+            self._close_outdated()
+        return self._limit - len(self.pages)
+
+    def take(self, worker: WorkerClient, file: CachedFile, first: int, count: int, deadline: float) -> bool:
+        """Asks `worker` for descriptors of `count` pages from `first`; whether it passed any. CacheError."""
+        if worker.no_descriptors_until > self.now():
+            return False
+        return bool(self._take(worker, file, first, count, deadline))
+
     def close(self) -> None:
         """Lets go of every page; those in use close when their reads end."""
         with self._lock:
-            self._pages.clear()
+            self.pages.clear()
 
     def holds(self, file: CachedFile, start: int, stop: int) -> bool:
         """Whether a read of [start, stop) would need no request: only a guess, pages come and go."""
-        now = self._clock()
+        now = self.now()
         for page_bytes in self.page_sizes:
             for index in range(start // page_bytes, -(-stop // page_bytes)):
-                page = self._pages.get((page_bytes, file.file_id, index))
+                page = self.pages.get((page_bytes, file.file_id, index))
                 if page is None or page.renew_at < now:
                     break
             else:
@@ -105,7 +135,7 @@ class LocalPages:
         for page_bytes in self.page_sizes:
             index = start // page_bytes
             key = (page_bytes, file.file_id, index)
-            page = self._pages.get(key)
+            page = self.pages.get(key)
             if page is None or page.renew_at < now or page.block_bytes != _BLOCK_BYTES:
                 continue
             offset = start - index * page_bytes
@@ -131,12 +161,12 @@ class LocalPages:
 
         Raises PageCorrupt, and forgets the page, when one of them is wrong.
         """
-        done, want, now = 0, len(view), self._clock()
+        done, want, now = 0, len(view), self.now()
         for page_bytes in self.page_sizes:
             while done < want:
                 index, offset = divmod(start + done, page_bytes)
                 key = (page_bytes, file.file_id, index)
-                page = self._pages.get(key)
+                page = self.pages.get(key)
                 if page is None or page.renew_at < now:
                     break
                 count = page.length - offset
@@ -177,21 +207,27 @@ class LocalPages:
 
     def _ask(self, worker: WorkerClient, file: CachedFile, first: int, count: int, deadline: float) -> bool:
         """Whether the first of `count` pages is at hand now."""
-        if worker.no_descriptors_until > self._clock():
+        if worker.no_descriptors_until > self.now():
             return False
+        return first in self._take(worker, file, first, count, deadline)
+
+    def _take(
+        self, worker: WorkerClient, file: CachedFile, first: int, count: int, deadline: float
+    ) -> Sequence[int]:
+        """The pages that came."""
         try:
             passed = worker.descriptors(file, first, count, deadline)
         except CacheError:
             raise
         except (KaraError, OSError, ValueError, NotImplementedError):
             # an answer, but no descriptors: it may refuse them for its own reasons, the read goes on without
-            worker.no_descriptors_until = self._clock() + _REFUSED_S
-            return False
-        return first in self._keep(worker, file, passed)
+            worker.no_descriptors_until = self.now() + _REFUSED_S
+            return ()
+        return self._keep(worker, file, passed)
 
     def _keep(self, worker: WorkerClient, file: CachedFile, passed: Sequence[tuple[int, int]]) -> list[int]:
         """Takes over the descriptors whose headers are what they should be; their page indices."""
-        page_bytes, renew_at, kept = worker.link.page_bytes, self._clock() + RENEW_S, []
+        page_bytes, renew_at, kept = worker.link.page_bytes, self.now() + RENEW_S, []
         pages: list[tuple[Key, HeldPage]] = []
         for index, fd in passed:
             header = _header(fd, file, index, page_bytes)
@@ -202,10 +238,10 @@ class LocalPages:
             kept.append(index)
         with self._lock:
             for key, page in pages:
-                self._pages[key] = page
-                self._pages.move_to_end(key)
-            while len(self._pages) > self._limit:
-                self._pages.popitem(last=False)
+                self.pages[key] = page
+                self.pages.move_to_end(key)
+            while len(self.pages) > self._limit:
+                self.pages.popitem(last=False)
             if pages and page_bytes not in self.page_sizes:
                 self.page_sizes = (*self.page_sizes, page_bytes)
         return kept
@@ -248,13 +284,20 @@ class LocalPages:
 
     def _touch(self, key: Key) -> None:
         try:  # noqa: SIM105 - as cheap as it gets: `suppress` would cost a tenth of a small read
-            self._pages.move_to_end(key)
+            self.pages.move_to_end(key)
         except KeyError:
             pass  # evicted by another thread meanwhile
 
+    def _close_outdated(self) -> None:
+        """Those that nobody has read since they were to be asked for again."""
+        now = self.now()
+        with self._lock:
+            for key in [key for key, page in self.pages.items() if page.renew_at < now]:
+                del self.pages[key]
+
     def _forget(self, key: Key) -> None:
         with self._lock:
-            self._pages.pop(key, None)
+            self.pages.pop(key, None)
 
 
 def _read_around(page: HeldPage, offset: int, view: memoryview, scratch: memoryview) -> bool:
@@ -273,6 +316,13 @@ def _read_around(page: HeldPage, offset: int, view: memoryview, scratch: memoryv
     view[: head_end - offset] = head[offset - first :]
     view[tail_start - offset :] = tail[: stop - tail_start]
     return True
+
+
+def _usual_limit() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _MOST_PAGES
+    return max(_LEAST_PAGES, min(_MOST_PAGES, soft // 8))
 
 
 def _header(fd: int, file: CachedFile, index: int, page_bytes: int) -> PageHeader | None:

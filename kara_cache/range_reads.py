@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from time import monotonic
-from typing import NamedTuple
 
 from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientMetrics
@@ -12,6 +11,7 @@ from kara_cache.errors import CacheError, PageCorrupt, UnderStoreError
 from kara_cache.failover import Failover
 from kara_cache.file_reads import FileReads
 from kara_cache.local_pages import LocalPages
+from kara_cache.local_ranges import Piece, read_pieces, take_pages
 from kara_cache.page_buffers import fresh_memory
 from kara_cache.stripe import STRIPE_BYTES, stripes
 from kara_cache.wire import MAX_RANGES, MAX_RANGES_BODY_BYTES, FileRange, RangeFile, encode_ranges
@@ -21,14 +21,6 @@ _ROUNDS = 2  # requests for all at once; what they leave open is read one by one
 _IN_FLIGHT = 8  # requests sent before the first answer is read; more would only wait for connections
 _RANGE_BYTES = 16  # of one range in a request, and of one file beside its path and version
 _FILE_BYTES = 12
-
-
-class Piece(NamedTuple):
-    """Bytes within one stripe of one file, and where they go."""
-
-    file: CachedFile
-    start: int
-    view: memoryview
 
 
 class RangeReads:
@@ -51,43 +43,67 @@ class RangeReads:
         lengths = [max(0, min(length, file.size - start)) for file, start, length in ranges]
         memory, at = fresh_memory(sum(lengths)), 0
         views: list[memoryview] = []
-        open_pieces: list[Piece] = []
+        pieces: list[Piece] = []
         for (file, start, _), length in zip(ranges, lengths, strict=True):
             view = memory[at : at + length]
             at += length
             views.append(view)
-            if not self._local.page_sizes and 0 < length <= STRIPE_BYTES - start % STRIPE_BYTES:
-                open_pieces.append(Piece(file, start, view))
+            if 0 < length <= STRIPE_BYTES - start % STRIPE_BYTES:
+                pieces.append(Piece(file, start, view))
             elif length:
-                open_pieces += self._pieces(file, start, view)
+                pieces += [
+                    Piece(file, stripe.start, view[stripe.start - start : stripe.stop - start])
+                    for stripe in stripes(start, start + length)
+                ]
         deadline = self._failover.deadline()
+        if self._local.page_sizes or self._has_local_workers():
+            pieces = self._read_here(pieces, deadline)
         for _ in range(_ROUNDS):
-            if open_pieces:
-                open_pieces = self._round(open_pieces, deadline)
-        for piece in open_pieces:
+            if pieces:
+                pieces = self._round(pieces, deadline)
+        for piece in pieces:
             self._reads.read_into(piece.file, piece.start, piece.view)
         self._metrics.batch(monotonic() - began)
         return views
 
-    def _pieces(self, file: CachedFile, start: int, view: memoryview) -> Iterator[Piece]:
-        """What is left to fetch of one range."""
+    def _has_local_workers(self) -> bool:
+        return any(client.link.is_local for client in self._failover.cluster.table().clients.values())
+
+    def _read_here(self, pieces: Sequence[Piece], deadline: float) -> list[Piece]:
+        """What is left when everything was read that pages of this host have."""
+        left = read_pieces(self._local, pieces)
+        if left and self._take_pages(left, deadline):
+            left = read_pieces(self._local, left)
         if self._local.page_sizes:
-            if self._local.read_blocks(file, start, view, monotonic()):
-                self._metrics.ranges("local", 1, len(view))
-                return
-            try:
-                held = self._local.read_held(file, start, view)
-            except PageCorrupt as exc:
-                self._metrics.fallback(exc.reason)
-                held = 0
-            if held == len(view):
-                self._metrics.ranges("local", 1, held)
-                return
-        if start % STRIPE_BYTES + len(view) <= STRIPE_BYTES:
-            yield Piece(file, start, view)
-            return
-        for stripe in stripes(start, start + len(view)):
-            yield Piece(file, stripe.start, view[stripe.start - start : stripe.stop - start])
+            left = [piece for piece in left if not self._read_held(piece)]
+        here = len(pieces) - len(left)
+        if here:
+            count = sum(len(piece.view) for piece in pieces) - sum(len(piece.view) for piece in left)
+            self._metrics.ranges("local", here, count)
+        return left
+
+    def _take_pages(self, pieces: Sequence[Piece], deadline: float) -> bool:
+        """Asks workers on this host for the pages under these pieces; whether any came."""
+        wanted: dict[WorkerClient, set[tuple[CachedFile, int]]] = {}
+        cluster = self._failover.cluster
+        table = cluster.table()
+        for file, start, view in pieces:
+            worker = cluster.first(table, cluster.owners_of(table, file, start // STRIPE_BYTES))
+            if worker is not None and worker.link.is_local and worker.link.page_bytes:
+                page_bytes = worker.link.page_bytes
+                for index in range(start // page_bytes, (start + len(view) - 1) // page_bytes + 1):
+                    if not self._local.has(file, index, page_bytes):
+                        wanted.setdefault(worker, set()).add((file, index))
+        came = [take_pages(self._local, worker, pages, deadline) for worker, pages in wanted.items()]
+        return any(came)
+
+    def _read_held(self, piece: Piece) -> bool:
+        """The general way, for pieces across pages; one that is wrong is noted and left to a request."""
+        try:
+            return self._local.read_held(piece.file, piece.start, piece.view) == len(piece.view)
+        except PageCorrupt as exc:
+            self._metrics.fallback(exc.reason)
+            return False
 
     def _round(self, pieces: Sequence[Piece], deadline: float) -> list[Piece]:
         """Asks each piece's first worker; returns the pieces that are still open after it."""

@@ -96,14 +96,50 @@ def test_held_pages_outlive_their_worker(client: CacheClient, worker: ScriptedWo
     assert client.metrics.fallbacks == {}
 
 
-def test_batches_take_held_pages_without_a_request(client: CacheClient, worker: ScriptedWorker) -> None:
+def test_a_batch_takes_the_pages_it_needs_and_then_makes_no_request(
+    client: CacheClient, worker: ScriptedWorker
+) -> None:
     file = client.info(PATH)
     client.read(file, 0, PAGE)
-    got = client.read_ranges([(file, 10, 5), (file, 30 * PAGE, 5), (file, 20, 5)])
-    assert got == [CONTENT[10:15], CONTENT[30 * PAGE : 30 * PAGE + 5], CONTENT[20:25]]
-    (request,) = [request for request in worker.requests if request.name == "/ranges"]
-    assert len(script.decode_ranges(request.body)[1]) == 1
-    assert client.metrics.reads == {"worker": 1, "local": 3, "store": 0, "error": 0}
+    for _ in range(3):
+        got = client.read_ranges(
+            [(file, 10, 5), (file, 30 * PAGE - 3, 5), (file, 20, 5), (file, 0, 9 * PAGE)]
+        )
+        assert [bytes(view) for view in got] == [
+            CONTENT[10:15], CONTENT[30 * PAGE - 3 : 30 * PAGE + 2], CONTENT[20:25], CONTENT[: 9 * PAGE]
+        ]  # fmt: skip
+    assert worker.count("POST", "/ranges") == 0
+    assert worker.count("GET", "/pages") == 2  # of the read, and a run of all that the batch lacked
+    assert client.metrics.reads == {"worker": 0, "local": 13, "store": 0, "error": 0}
+
+
+def test_pages_that_a_worker_has_not_got_cost_a_batch_few_requests(
+    client: CacheClient, worker: ScriptedWorker
+) -> None:
+    worker.cached = {0, 39}
+    file = client.info(PATH)
+    client.read(file, 0, 1)
+    indices = range(0, 40, 3)
+    for _ in range(3):
+        got = client.read_ranges([(file, index * PAGE + 7, 9) for index in indices])
+        assert got == [CONTENT[index * PAGE + 7 : index * PAGE + 16] for index in indices]
+    assert worker.count("POST", "/ranges") == 3
+    assert worker.count("GET", "/pages") == 4
+    assert client.metrics.reads["local"] == 7
+
+
+def test_batches_stop_asking_for_pages_when_no_more_may_be_held(
+    client: CacheClient, worker: ScriptedWorker
+) -> None:
+    client._local._limit = 10
+    file = client.info(PATH)
+    client.read(file, 0, 1)
+    before = open_descriptors(worker)
+    for _ in range(3):
+        got = client.read_ranges([(file, index * PAGE, 9) for index in range(40)])
+        assert got == [CONTENT[index * PAGE : index * PAGE + 9] for index in range(40)]
+    assert open_descriptors(worker) == before + 9
+    assert client.metrics.reads == {"worker": 90, "local": 31, "store": 0, "error": 0}
 
 
 def passing(build: Callable[[PageHeader, bytes], bytes]) -> Behaviour:
@@ -199,7 +235,7 @@ def test_a_page_that_rots_while_it_is_held_is_found_out(
 ) -> None:
     file = client.info(PATH)
     client.read(file, 0, 10)
-    ((_, page),) = client._local._pages.items()
+    ((_, page),) = client._local.pages.items()
     with open(f"/proc/self/fd/{page.fd}", "r+b", buffering=0) as raw:
         raw.seek(4096 + 5)
         raw.write(bytes([CONTENT[5] ^ 0xFF]))
@@ -295,7 +331,7 @@ def test_descriptors_are_bounded_the_least_used_go_first(worker: ScriptedWorker,
 def test_a_descriptor_stays_open_while_a_thread_uses_it(worker: ScriptedWorker, link: WorkerClient) -> None:
     local, file = LocalPages(), CachedFile(worker.file(PATH))
     read(local, link, file, 0, 10)
-    ((_, page),) = local._pages.items()
+    ((_, page),) = local.pages.items()
     local.close()
     assert os.pread(page.fd, 5, 4096) == CONTENT[:5]
     fd = page.fd
@@ -336,7 +372,7 @@ def _big() -> tuple[LocalPages, CachedFile]:
     local, fd = LocalPages(), os.dup(raw.fileno())
     raw.close()
     header = PageHeader.decode(os.pread(fd, 4096, 0))
-    local._pages[BIG_PAGE, file.file_id, 0] = HeldPage(fd, header, float("inf"))
+    local.pages[BIG_PAGE, file.file_id, 0] = HeldPage(fd, header, float("inf"))
     local.page_sizes = (BIG_PAGE,)
     return local, file
 
@@ -355,7 +391,7 @@ def test_any_part_of_a_page_is_right(start: int, length: int) -> None:
 @given(st.integers(0, len(BIG) - 1), st.integers(0, len(BIG) - 1), st.integers(1, BIG_PAGE))
 def test_a_wrong_byte_under_any_part_is_found(wrong: int, start: int, length: int) -> None:
     local, file = _big()
-    ((_, page),) = local._pages.items()
+    ((_, page),) = local.pages.items()
     with open(f"/proc/self/fd/{page.fd}", "r+b", buffering=0) as raw:
         raw.seek(4096 + wrong)
         raw.write(bytes([BIG[wrong] ^ 0x10]))
