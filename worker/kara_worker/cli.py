@@ -26,7 +26,14 @@ EXIT_FAILED = 1  # started, and then something broke
 EXIT_CONFIG = 6  # as `kara`: fix the configuration and start again; restarting helps nothing
 
 _SHORT = {"page_dirs": "--page-dir", "capacity_bytes": "--capacity", "idle_exit_s": "--idle-exit"}
-_SWITCHES = ("private", "guard", "admin_anonymous", "alluxio_anonymous_writes", "etcd_tls_verify_hostname")
+_SWITCHES = (
+    "private",
+    "guard",
+    "admin_anonymous",
+    "admin_paths",
+    "alluxio_anonymous_writes",
+    "etcd_tls_verify_hostname",
+)
 _RECORD_VARIABLE = "KARA_RECORD"
 _EXAMPLES = """\
 Every flag is also a key of the [worker] table of --config, and KARA_<KEY> in the environment:

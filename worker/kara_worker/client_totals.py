@@ -4,6 +4,8 @@ forked DataLoader worker counted is not lost when it exits."""
 from __future__ import annotations
 
 import re
+import time
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +17,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _MAX_NAMES = 32
 _MAX_LABELS = 64
 _MAX_BUCKETS = 40
+_RECENT = 20
 
 
 class ClientTotals:
@@ -23,6 +26,7 @@ class ClientTotals:
     def __init__(self) -> None:
         self._counters: dict[str, dict[str, int]] = {}
         self._latency: dict[str, tuple[tuple[float, ...], list[int], float]] = {}
+        self._recent: deque[tuple[float, str, int]] = deque(maxlen=_RECENT)  # detours, when they were told
 
     def add(self, document: Any) -> None:
         """Adds one document of deltas (docs/protocol.md); FormatError, and nothing added, if it is bad."""
@@ -31,6 +35,8 @@ class ClientTotals:
             known = self._counters.setdefault(name, {})
             for label, delta in by_label.items():
                 known[label] = known.get(label, 0) + delta
+        for reason, count in counters.get("fallbacks", {}).items():
+            self._recent.append((time.time(), reason, count))
         for name, (bounds, counts, total_s) in latency.items():
             _, old, old_total = self._latency.get(name, (bounds, [0] * len(counts), 0.0))
             self._latency[name] = (
@@ -38,6 +44,10 @@ class ClientTotals:
                 [a + b for a, b in zip(old, counts, strict=True)],
                 old_total + total_s,
             )
+
+    def recent_fallbacks(self) -> list[dict[str, Any]]:
+        """The last detours that clients told this worker of, newest first."""
+        return [{"at": at, "reason": reason, "count": count} for at, reason, count in reversed(self._recent)]
 
     def _checked(self, document: Any) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
         if not isinstance(document, dict):

@@ -56,6 +56,7 @@ class AdminConfig:
     host: str = "127.0.0.1"
     port: int = 28081  # 0 takes a free one
     anonymous: bool = False  # lets the host be reachable by others: a scraper has no token to show
+    paths: bool = False  # the status page names files there too; on loopback it always does
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import kara_cache
+from kara_cache.endpoint import is_loopback
 from kara_cache.membership.base import MemberState, WorkerInfo
 from kara_cache.membership.configured import etcd_client
 from kara_worker.access import AccessControl
 from kara_worker.admin import AdminServer
 from kara_worker.alluxio.listeners import AlluxioListeners
 from kara_worker.client_totals import ClientTotals
+from kara_worker.cluster_status import ClusterStatus
 from kara_worker.config import WorkerConfig
 from kara_worker.eviction import make_policy
 from kara_worker.file_facts import FileFacts
@@ -136,7 +138,7 @@ class WorkerDaemon:
             counters=self._counters,
             clients=lambda: (*self._clients.metrics(), *self._load_metrics.families()),
         )
-        self._admin = AdminServer(ready=self._unready, metrics=collector.exposition, status=self.status)
+        self._exposition = collector.exposition
 
     async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
         config = self._config
@@ -147,6 +149,12 @@ class WorkerDaemon:
         self._port = self._admin_port = 0
         if not config.private:
             self._port = await data.listen_tcp(config.listen.host, config.listen.port, config.server_tls())
+            self._admin = AdminServer(
+                ready=self._unready,
+                metrics=self._exposition,
+                status=self.status,
+                cluster=self._cluster_status,
+            )
             admin = HttpServer(self._admin, name="admin")
             stack.push_async_callback(admin.close)
             self._admin_port = await admin.listen_tcp(config.admin.host, config.admin.port)
@@ -154,6 +162,14 @@ class WorkerDaemon:
             config, self.info(), self._cache, self._facts, self._access, self._load_metrics, self._threads
         )
         stack.push_async_callback(self._loads.close)
+        self._status_page = ClusterStatus(
+            self.status,
+            self._loads.cluster,
+            self._loads.board,
+            self._metrics.hot_paths,
+            self._threads,
+            show_paths=config.admin.paths or is_loopback(config.admin.host),
+        )
         self._server.add_routes(self._loads.endpoints.routes())
         self._loads.board.start()
         if config.alluxio.enabled:
@@ -219,7 +235,12 @@ class WorkerDaemon:
             "pages": stats.pages,
             "loading": stats.loading,
             "private": self._config.private,
+            **self._metrics.totals(),
+            "fallbacks": self._clients.recent_fallbacks(),
         }
+
+    async def _cluster_status(self) -> dict[str, Any]:
+        return await self._status_page.document()
 
     def _announce(self) -> None:
         """One line of JSON on stdout: who waits for this process may connect now."""

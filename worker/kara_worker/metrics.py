@@ -18,6 +18,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -25,6 +26,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from kara_cache.errors import CacheError, UnderStoreError
+from kara_worker.hot_paths import HotPaths
 from kara_worker.page_store import StoreStats
 
 DAMAGES = ("header", "data", "identity", "truncated")  # what `PageDamaged.where` says
@@ -78,6 +80,7 @@ class WorkerMetrics:
         self.fill_errors: dict[str, int] = defaultdict(int)
         self.rejections: dict[str, int] = defaultdict(int)
         self.requests: dict[tuple[str, str], Latency] = defaultdict(Latency)
+        self.hot_paths = HotPaths()
         self.hot_read = self.requests["read", "ok"]  # found once, used for every hit
         self._lock = Lock()  # guards the two below, which store threads write
         self._store_requests: dict[tuple[str, str, str], Latency] = defaultdict(Latency)
@@ -126,6 +129,19 @@ class WorkerMetrics:
 
     def observe(self, method: str, result: str, seconds: float) -> None:
         self.requests[method, result].observe(seconds)
+
+    def totals(self) -> dict[str, Any]:
+        """The few numbers that a status page needs."""
+        with self._lock:
+            fetched = sum(self._store_bytes.values())
+        return {
+            "page_reads": {"hit": self.page_hits, "miss": self.page_misses, "join": self.page_joins},
+            "read_bytes": {
+                "cache": sum(served.cache_bytes for served in self.served.values()),
+                "store": sum(served.store_bytes for served in self.served.values()),
+            },
+            "store_read_bytes": fetched,
+        }
 
     def store_rows(self) -> tuple[dict[tuple[str, str, str], tuple[int, float]], dict[str, int]]:
         """(mount, verb, result) -> (count, seconds), and mount -> bytes read."""

@@ -76,6 +76,7 @@ class Reads:
         metrics = self._metrics
         metrics.page_hits += len(pages)
         metrics.served[ref.mount.name].cache_bytes += stop - start
+        metrics.hot_paths.read(ref.path)
         metrics.hot_read.observe(time.perf_counter() - began)
         return True
 
@@ -103,6 +104,7 @@ class Reads:
         metrics = self._metrics
         metrics.page_hits += 1
         metrics.served[ref.mount.name].cache_bytes += count
+        metrics.hot_paths.read(ref.path)
         metrics.hot_read.observe(time.perf_counter() - began)
         return True
 
@@ -114,6 +116,7 @@ class Reads:
         if start >= stop:
             await request.start(length=0, headers=[f"{PAGE_HEADER}: {self._page_bytes}"])
             return
+        self._metrics.hot_paths.read(ref.path)
         parts = await self._cache.parts(ref, start, stop, keep=keep)
         if all(isinstance(part, CachedPart) for part in parts) and await self._send_cached(request, parts):
             self._metrics.served[ref.mount.name].cache_bytes += stop - start

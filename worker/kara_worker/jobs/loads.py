@@ -37,11 +37,11 @@ class Loads:
         metrics: LoadMetrics,
         executor: Executor,
     ) -> None:
-        self._cluster = peers_of(config, own)
+        self.cluster = peers_of(config, own)
         self.owner = LoadOwner(cache, facts, metrics, config.loads)
         self.board = JobBoard(
             _journal(config, own),
-            self._cluster,
+            self.cluster,
             cache.stores,
             metrics,
             executor,
@@ -58,8 +58,8 @@ class Loads:
         self._closed = True
         await asyncio.to_thread(self.board.close)
         self.owner.close()
-        await asyncio.to_thread(self._cluster.close)
-        await asyncio.to_thread(self._cluster.membership.close)
+        await asyncio.to_thread(self.cluster.close)
+        await asyncio.to_thread(self.cluster.membership.close)
 
 
 def _journal(config: WorkerConfig, own: WorkerInfo) -> Journal:
