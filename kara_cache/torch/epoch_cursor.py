@@ -118,13 +118,14 @@ class EpochCursor:
         self.counted = False  # by a loader, which knows what it has delivered
         self._loaded: int | None = None
         self._position = 0
+        self.taken: tuple[EpochPart, int] | None = None  # rows of a part, which say where it is, if it is set
         self._shared = torch.zeros(4, dtype=torch.int64).share_memory_()
         self._shared[_SEED] = seed
         epoch_end(rows, 0, self.shard.count, remainder)  # refuses a wrong remainder now
 
     def __repr__(self) -> str:
         rank = f"rank {self.shard.index} of {self.shard.count}"
-        return f"epoch {self.epoch} at {self._position} of {self.rows}, {rank}"
+        return f"epoch {self.epoch} at {self.position} of {self.rows}, {rank}"
 
     @property
     def epoch(self) -> int:
@@ -158,6 +159,15 @@ class EpochCursor:
 
     def reached(self, position: int) -> None:
         self._position = position
+        self.taken = None
+
+    @property
+    def position(self) -> int:
+        """Where the ranks are in the epoch, when they are where this one is."""
+        if self.taken is None:
+            return self._position
+        part, taken = self.taken
+        return part.after(taken)
 
     def read_by_worker(self) -> None:
         """Called in a loader's worker: unless the loader counts, nobody here learns what is delivered."""
@@ -172,7 +182,7 @@ class EpochCursor:
                 "use kara_cache.torch.ResumableLoader, or the state_dict of torchdata's StatefulDataLoader"
             )
         seed = int(self._shared[_SEED])
-        return Bookmark(self.rows, seed, self.shuffle, self.epoch, self._position).to_dict()
+        return Bookmark(self.rows, seed, self.shuffle, self.epoch, self.position).to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state` was taken, with its seed; ranks, workers and batch size may be others."""
@@ -198,7 +208,7 @@ class EpochCursor:
 
     def _go_to(self, position: int, *, loaded: int | None) -> None:
         self._shared[_START] = position
-        self._position = position
+        self.reached(position)
         self._loaded = loaded
 
     def _check_rank(self) -> None:

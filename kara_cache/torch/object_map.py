@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fsspec.core import url_to_fs
 from torch.utils.data import Dataset
 
+from kara_cache.cache_client import CacheClient
+from kara_cache.errors import FormatError
 from kara_cache.filesystem import KaraFileSystem
+from kara_cache.storage.kara_storage import KaraStorage
+from kara_cache.storage.location import Location
+from kara_cache.storage.objects import list_files
 from kara_cache.ufs.base import FileInfo
 
 Decode = Callable[[str, bytes], Any]
@@ -46,28 +51,73 @@ class ObjectMap(Dataset):
             raise TypeError(
                 f"{url}: not a url of the cache, such as kara://mount/path or kara::s3://bucket/path"
             )
-        self._fs = fs
-        self._decode = decode
         base = fs.kara_path(path)
+        below = len(base.rstrip("/")) + 1
+        found = {file.path[below:]: file for file in fs.client.list(base, recursive=True) if not file.is_dir}
+        self._keep(url, fs, found, suffixes, decode)
+
+    @classmethod
+    def of_version(
+        cls,
+        storage: KaraStorage,
+        namespace: str,
+        key: str,
+        version: object = "latest",
+        *,
+        suffixes: tuple[str, ...] | None = None,
+        decode: Decode | None = None,
+    ) -> ObjectMap:
+        """The files of a version that `save_directory` saved, under the names that they had.
+
+        A version never changes, so neither does this. `storage` must be one of a `kara::` url.
+
+        Raises:
+            TypeError: `storage` does not read through the cache.
+            FileNotFoundError: there is no such version, or no such file in it.
+            FormatError: a blob is missing that the version has.
+        """
+        location = storage.location
+        if location.cached is None:
+            raise TypeError(
+                f"{location.url}: does not read through the cache; put kara:: in front of the url"
+            )
+        where = f"{location.url}, obj {namespace}/{key}, version {version}"
+        tree = list_files(location, namespace, key, version)
+        blobs = location.cached.kara_path(location.path("obj", namespace, key, "data"))
+        stored = {file.path.rpartition("/")[2]: file for file in location.cached.client.list(blobs)}
+        missing = [file.name for file in tree.files if file.blob.name not in stored]
+        if missing:
+            raise FormatError(f"{where}: {len(missing)} files have no blob, among them {missing[0]}")
+        made = cls.__new__(cls)
+        found = {file.name: stored[file.blob.name] for file in tree.files}
+        made._keep(where, location, found, suffixes, decode)
+        return made
+
+    def _keep(
+        self,
+        where: str,
+        source: KaraFileSystem | Location,
+        found: Mapping[str, FileInfo],
+        suffixes: tuple[str, ...] | None,
+        decode: Decode | None,
+    ) -> None:
         endings = None if suffixes is None else tuple(suffix.lower() for suffix in suffixes)
-        found = [
-            file
-            for file in fs.client.list(base, recursive=True)
-            if not file.is_dir and (endings is None or file.path.lower().endswith(endings))
-        ]
-        if not found:
-            raise FileNotFoundError(f"{url}: no file" + (f" that ends with {suffixes}" if suffixes else ""))
-        self._files: list[FileInfo] = sorted(found, key=lambda file: file.path)
-        self._below = len(base.rstrip("/")) + 1
-        self._url = url
+        names = sorted(name for name in found if endings is None or name.lower().endswith(endings))
+        if not names:
+            raise FileNotFoundError(f"{where}: no file" + (f" that ends with {suffixes}" if suffixes else ""))
+        self._where = where
+        self._source = source
+        self._names = names
+        self._files = [found[name] for name in names]
+        self._decode = decode
 
     def __repr__(self) -> str:
-        return f"<ObjectMap of {len(self)} files in {self._url}>"
+        return f"<ObjectMap of {len(self)} files in {self._where}>"
 
     @property
     def names(self) -> list[str]:
         """Names below the directory, by number: what labels can be told from."""
-        return [file.path[self._below :] for file in self._files]
+        return list(self._names)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -84,10 +134,21 @@ class ObjectMap(Dataset):
         if wrong:
             raise IndexError(f"file {wrong[0]} of {len(self)}")
         files = [self._files[index] for index in indices]
-        views = self._fs.client.read_ranges([(file, 0, file.size) for file in files])
+        views = self._client.read_ranges([(file, 0, file.size) for file in files])
         data = map(bytes, views)  # a copy each, because one view would keep the whole batch in memory
         if self._decode is None:
             return list(data)
-        return [
-            self._decode(file.path[self._below :], content) for file, content in zip(files, data, strict=True)
-        ]
+        names = [self._names[index] for index in indices]
+        return [self._decode(name, content) for name, content in zip(names, data, strict=True)]
+
+    def close(self) -> None:
+        """Ends the connections of this process; the next use opens new ones. Idempotent."""
+        self._source.close()
+
+    @property
+    def _client(self) -> CacheClient:
+        """Of this process."""
+        if isinstance(self._source, KaraFileSystem):
+            return self._source.client
+        assert self._source.cached is not None, "refused at construction"
+        return self._source.cached.client

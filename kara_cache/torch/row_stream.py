@@ -89,7 +89,7 @@ class RowStream(IterableDataset):
 
     def _in_process(self, part: EpochPart) -> Iterator[Any]:
         for taken, row in enumerate(self._read(part), 1):
-            self.cursor.reached(part.after(taken))
+            self.cursor.taken = (part, taken)
             yield row
         self.cursor.reached(part.end)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from services import require_module
 
 torch = require_module("torch")
 
-from kara_cache.errors import StaleVersion  # noqa: E402
+from kara_cache import KaraStorage  # noqa: E402
+from kara_cache.errors import FormatError, StaleVersion  # noqa: E402
 from kara_cache.sampling import RowOrder  # noqa: E402
 from kara_cache.torch import ObjectMap, ResumableLoader, RowBatches, RowStream  # noqa: E402
 
@@ -141,3 +143,45 @@ def test_not_of_the_cache(tmp_path: Path) -> None:
 
 def test_repr(images: ObjectMap) -> None:
     assert repr(images).startswith("<ObjectMap of 60 files in kara://data/")
+
+
+# -- of a saved version ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def storage(kara: Mounted, place: tuple[str, Path], tmp_path: Path) -> Iterator[KaraStorage]:
+    """A version with two files of the same content, and one after it without them."""
+    directory = tmp_path / "local"
+    for number in range(FILES):
+        (directory / name(number)).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name(number)).write_bytes(content(number % 40))
+    found = KaraStorage(f"kara::file://{place[1]}", kara=kara.options)
+    found.save_directory("set", "images", directory, "1", progress_bar=False)
+    for number in range(40, FILES):
+        (directory / name(number)).unlink()
+    found.save_directory("set", "images", directory, "2", progress_bar=False)
+    yield found
+    found.location.close()
+
+
+def test_files_of_a_version(storage: KaraStorage) -> None:
+    images = ObjectMap.of_version(storage, "set", "images", 1, suffixes=(".jpg",))
+    assert images.names == NAMES
+    assert list(images) == [content(int(each[2:5]) % 40) for each in NAMES]
+    assert len(ObjectMap.of_version(storage, "set", "images")) == 40
+    again = pickle.loads(pickle.dumps(images))
+    assert again[59] == images[59]
+    again.close()
+    sizes = ObjectMap.of_version(storage, "set", "images", "1", decode=size_of)
+    assert sizes[3] == (NAMES[3], len(images[3]))
+
+
+def test_versions_that_are_not_there(storage: KaraStorage, place: tuple[str, Path]) -> None:
+    with pytest.raises(FileNotFoundError, match="not found"):
+        ObjectMap.of_version(storage, "set", "images", "3")
+    with pytest.raises(TypeError, match="kara::"):
+        ObjectMap.of_version(KaraStorage(f"file://{place[1]}"), "set", "images")
+    blob = max((place[1] / "obj" / "set" / "images" / "data").iterdir())
+    blob.unlink()
+    with pytest.raises(FormatError, match="have no blob, among them"):
+        ObjectMap.of_version(storage, "set", "images", "1")
