@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from kara_cache.attachment import Attachment
 from kara_cache.cli.exit_code import ExitCode, exit_code
 from kara_cache.cli.parser import make_parser
+from kara_cache.cli.storage_place import store_options_of
 from kara_cache.config import ClientConfig
 from kara_cache.errors import ConfigError
-from kara_cache.secret_ref import refuse_literal_secrets
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             worker_hosts=options.worker_hosts,
             token=_reference(options.token),
         )
-        attachment = Attachment(config, stores=_store_options(options.store_option))
+        attachment = Attachment(config, stores=store_options_of(options.store_option))
         try:
             options.run(attachment, options)
             sys.stdout.flush()  # here a closed pipe is no error, at the interpreter's end it would be
@@ -59,19 +59,6 @@ def _reference(token: str | None) -> str | None:
     if token is not None and not token.startswith(("env:", "file:")):
         raise ConfigError("--token: give env:NAME or file:/path, a literal would be visible in ps")
     return token
-
-
-def _store_options(pairs: Sequence[str]) -> dict[str, dict[str, str]]:
-    """`--store-option s3.endpoint_url=...`: by scheme."""
-    options: dict[str, dict[str, str]] = {}
-    for pair in pairs:
-        where, equals, value = pair.partition("=")
-        scheme, dot, key = where.partition(".")
-        if not equals or not dot:
-            raise ConfigError(f"--store-option {where!r}: want SCHEME.KEY=VALUE")
-        refuse_literal_secrets({key: value}, f"--store-option {where}")
-        options.setdefault(scheme, {})[key] = value
-    return options
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import kara_cache
 from kara_cache.attachment import Attachment
 from kara_cache.cli import commands
+from kara_cache.cli.storage_parser import add_storage_verbs
 
 Command = Callable[[Attachment, argparse.Namespace], None]
 
@@ -115,6 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("path", metavar="PATH")
     sub.add_argument("--json", action="store_true", help="for scripts")
 
+    add_storage_verbs(verbs, _connection)
     verbs.add_parser(
         "up", help="Start a cluster on this machine: etcd if present, and workers.", add_help=False
     )

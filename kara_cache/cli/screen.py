@@ -59,5 +59,10 @@ def progress(total: int, label: str) -> tqdm[Any]:
     )
 
 
+def count(label: str, total: int, unit: str) -> tqdm[Any]:
+    """The same for things that are counted."""
+    return tqdm(total=total, desc=label, unit=unit, file=sys.stderr, disable=None)
+
+
 def _name(info: FileInfo) -> str:
     return info.path + ("/" if info.is_dir and info.path != "/" else "")

@@ -103,3 +103,31 @@ def test_it_can_be_used_again() -> None:
 def test_threads() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         TransferPool(0, 100)
+
+
+def test_an_interrupt_does_not_wait_for_a_stalled_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, stalled, go_on = TransferPool(1, 100), threading.Event(), threading.Event()
+    ends: list[str] = []
+
+    def stall() -> None:
+        stalled.set()
+        assert go_on.wait(WAIT_S)
+        try:
+            pool.check_running()
+        except Stopped:
+            ends.append("stopped")
+            raise
+
+    def interrupt(thread: threading.Thread, timeout: float | None = None) -> None:
+        assert stalled.wait(WAIT_S)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr(threading.Thread, "join", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pool.run([(1, stall)])
+    (thread,) = set(threading.enumerate()) - before
+    go_on.set()
+    thread.join(WAIT_S)
+    assert ends == ["stopped"]

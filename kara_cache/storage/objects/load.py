@@ -122,6 +122,7 @@ class _Load:
     def _fetch_small(self, blob: Blob, files: list[FileEntry]) -> None:
         buffer = self._buffer(blob.size)
         self._blobs.read(blob, buffer)
+        self._pool.check_running()
         for file in files:
             name = f"{blob.name}.copy-0"
             descriptor = self._work.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -144,6 +145,7 @@ class _Load:
         start, stop = arriving.span(index)
         buffer = self._buffer(stop - start)
         self._blobs.read_into(arriving.blob, start, buffer)
+        self._pool.check_running()
         try:
             complete = arriving.put(index, buffer)
         except OSError as exc:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 Task = tuple[int, Callable[[], None]]
 """The bytes of memory that it needs, and what to do."""
 
+_GRACE_S = 1.0  # for a Ctrl-C: a chunk is written in less, a stalled store would take a minute
 _WAKE_S = 0.5  # so that a Ctrl-C is seen; nothing waits this long otherwise
 
 
@@ -36,7 +38,8 @@ class TransferPool:
     def run(self, tasks: Iterable[Task]) -> None:
         """Takes tasks one by one, so that a million of them need no memory, and returns when all are done.
 
-        Raises the first error, when no task runs any more.
+        Raises the first error, when no task runs any more. A Ctrl-C waits for no longer than a second:
+        a task that sits in a request to a store then goes on to its next `check_running`.
         """
         self._error, self._stopping = None, False
         waiting = iter(tasks)
@@ -50,16 +53,18 @@ class TransferPool:
             for thread in threads:
                 while thread.is_alive():
                     thread.join(_WAKE_S)
-        finally:
+        except BaseException:  # a Ctrl-C, or no more threads to be had
             self._stop()
+            deadline = time.monotonic() + _GRACE_S
             for thread in threads:
                 if thread.ident is not None:
-                    thread.join()
+                    thread.join(max(0.0, deadline - time.monotonic()))
+            raise
         if self._error is not None:
             raise self._error
 
     def check_running(self) -> None:
-        """For the loops in tasks. Raises Stopped when their work is no longer wanted."""
+        """For tasks, after each request. Raises Stopped when their work is no longer wanted."""
         if self._stopping:
             raise Stopped
 
