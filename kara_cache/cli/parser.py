@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import kara_cache
 from kara_cache.attachment import Attachment
-from kara_cache.cli import commands
+from kara_cache.cli import commands, load_commands
 from kara_cache.cli.storage_parser import add_storage_verbs
 
 Command = Callable[[Attachment, argparse.Namespace], None]
@@ -25,6 +25,7 @@ examples:
   kara ls -l /data
   kara cat s3://bucket/notes.txt
   kara cp -r /data/images ./images
+  kara load /data/train --watch
   kara explain /data/part-0001.parquet --json
   kara workers --etcd-hosts etcd-0,etcd-1,etcd-2
 """
@@ -48,6 +49,7 @@ _EXAMPLES = {
     "free": """\
   kara free /data/part-0001.parquet
   kara free -r /data/train""",
+    "load": load_commands.EXAMPLES,
     "workers": """\
   kara workers
   kara workers --json --etcd-hosts etcd-0,etcd-1,etcd-2""",
@@ -105,6 +107,10 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("path", metavar="PATH")
     sub.add_argument("-r", "--recursive", action="store_true", help="of every file below")
     sub.add_argument("--json", action="store_true", help="for scripts")
+
+    load_commands.add_arguments(
+        verb("load", load_commands.load, "Bring files into the cache, and see that they are there.")
+    )
 
     sub = verb("workers", commands.workers, "Members, their state and what they hold.")
     sub.add_argument("--json", action="store_true", help="for scripts")

@@ -181,7 +181,7 @@ class PageSpace:
     def has_room(self, size: int) -> bool:
         """Whether so many bytes could come in, if need be in place of pages that nobody shelters."""
         with self._lock:
-            return self.bytes + size <= self.capacity_bytes or self._policy.evictable
+            return self._policy.bytes + size <= self.capacity_bytes
 
     def forget_directory(self, number: int) -> int:
         """The pages of a directory whose disk failed, which cannot be unlinked; their number."""

@@ -89,7 +89,7 @@ class PageStore(Protocol):
         ...
 
     def has_room(self, size: int) -> bool:
-        """Whether a page of so many bytes could come in: there is room, or a page that may be evicted."""
+        """Whether so many bytes more could come in, in free room or in place of pages that may be evicted."""
         ...
 
     def files(self) -> Iterator[StoredFile]:

@@ -13,7 +13,7 @@ from kara_cache.suspects import Suspects
 from kara_cache.worker_link import Transport
 from kara_worker.config import WorkerConfig
 
-_SUSPECT_S = 5.0  # as a client's default
+_SUSPECT_S = 0.5  # a client's is 5: a reader has somewhere else to go, a load waits for its worker
 _CONNECTIONS = 32
 
 

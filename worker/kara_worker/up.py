@@ -61,6 +61,7 @@ def _run(options: argparse.Namespace, done: threading.Event) -> None:
             etcd=etcd,
             directory=Path(options.directory).expanduser().absolute() if options.directory else None,
             capacity_bytes=options.capacity,
+            peers=etcd is None,
         )
         stack.enter_context(cluster)
         if etcd is not None:

@@ -20,10 +20,7 @@ class Sheltered:
         self._holds: dict[bytes, int] = {}  # file -> how many want it to stay
         self._pages: dict[bytes, dict[PageId, tuple[int, str]]] = {}  # file -> page -> size and group
         self._count = 0
-
-    @property
-    def evictable(self) -> bool:
-        return len(self._inner) > 0
+        self.bytes = 0  # of the pages that stay
 
     @property
     def sheltered(self) -> int:
@@ -40,6 +37,7 @@ class Sheltered:
             self._inner.forget(page)
             held[page] = (size, group)
         self._count += len(held)
+        self.bytes += sum(size for size, _ in held.values())
 
     def expose(self, file_id: bytes) -> None:
         """One reason less; after the last one its pages are like any others. Unknown files are ignored."""
@@ -50,6 +48,7 @@ class Sheltered:
         self._holds.pop(file_id, None)
         held = self._pages.pop(file_id, {})
         self._count -= len(held)
+        self.bytes -= sum(size for size, _ in held.values())
         for page, (size, group) in held.items():
             self._inner.track(page, size, group)
 
@@ -63,6 +62,7 @@ class Sheltered:
         elif page not in held:
             held[page] = (size, group)
             self._count += 1
+            self.bytes += size
 
     def touch(self, page: PageId) -> None:
         if page.file_id not in self._holds:
@@ -78,8 +78,9 @@ class Sheltered:
         held = self._pages.get(page.file_id)
         if held is None:
             self._inner.forget(page)
-        elif held.pop(page, None) is not None:
+        elif (known := held.pop(page, None)) is not None:
             self._count -= 1
+            self.bytes -= known[0]
 
     def __len__(self) -> int:
         return len(self._inner) + self._count

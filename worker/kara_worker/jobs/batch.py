@@ -39,8 +39,8 @@ class Reason(str, enum.Enum):
     INTERNAL = "internal"
 
 
-RETRIED = frozenset({Reason.STORE_ERROR, Reason.UNAVAILABLE, Reason.INTERNAL, Reason.NOT_KEPT})
-"""Worth another attempt; the others are answers."""
+RETRIED = frozenset({Reason.STORE_ERROR, Reason.INTERNAL, Reason.NOT_KEPT})
+"""Worth another attempt at the store; most others are answers."""
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from kara_cache.cluster import Cluster
@@ -37,7 +37,14 @@ class Coordinator:
     """
 
     def __init__(
-        self, record: Record, cluster: Cluster, stores: MountedStores, *, page_bytes: int, resumed: bool
+        self,
+        record: Record,
+        cluster: Cluster,
+        stores: MountedStores,
+        *,
+        page_bytes: int,
+        resumed: bool,
+        on_end: Callable[[], object],
     ) -> None:
         self._job = record.job
         self._ledger = record.ledger
@@ -46,6 +53,7 @@ class Coordinator:
         self._stores = stores
         self._page_bytes = page_bytes  # to count pages that no worker could count
         self._resumed = resumed
+        self._on_end = on_end  # called in our thread
         self._began = time.monotonic()
         self._lock = threading.Lock()  # guards _job, _ledger and _window against `record` of other threads
         self._window: deque[Chunk] = deque()
@@ -157,6 +165,7 @@ class Coordinator:
             )
         log.info("load job %s of %s: %s %s", self._job.id, self._job.path, state.value, message)
         self.finished.set()
+        self._on_end()
 
     def _count_first(self) -> None:
         files = size = 0
@@ -199,7 +208,7 @@ class Coordinator:
                 self._send_retries(lanes)
                 answer = lanes.take(_TICK_S)
                 while answer is not None:
-                    self._settle(answer)
+                    self._settle(answer, lanes)
                     answer = lanes.take(0)
                 self._advance()
                 if feed.exhausted and not self._window:
@@ -247,7 +256,7 @@ class Coordinator:
         for errand in errands:
             worker = self._worker_for(errand)
             if worker is None:
-                self._try_again(errand, Reason.UNAVAILABLE)
+                self._wait_for_worker(errand)
             else:
                 by_worker.setdefault(worker, []).append(errand)
         for worker, mine in by_worker.items():
@@ -255,14 +264,19 @@ class Coordinator:
                 lanes.put(worker, self._batch(batch), batch)
 
     def _worker_for(self, errand: Errand) -> str | None:
-        """As clients choose: the live owners in their order, those that just failed left out."""
-        table = self._cluster.table()
+        """The live owner of the errand's rank. While that one is silent, nobody: what another one fetches
+        in its place is not where readers look when it is back."""
+        cluster, table = self._cluster, self._cluster.table()
         owners = table.placement.owners(stripe_key(errand.info.path, errand.stripe), RANKS)
         alive = [worker for worker in owners if worker in table.live]
-        good = [worker for worker in alive if not self._cluster.suspects.avoid(worker)]
-        if len(good) > errand.rank:
-            return good[errand.rank]
-        return alive[errand.rank] if len(alive) > errand.rank and errand.attempt else None
+        if len(alive) <= errand.rank:
+            return None
+        if not cluster.suspects.avoid(alive[errand.rank]):
+            return alive[errand.rank]
+        if self._retries.is_patient(errand):
+            return None
+        good = [worker for worker in alive if not cluster.suspects.avoid(worker)]
+        return good[errand.rank] if len(good) > errand.rank else None
 
     def _batch(self, errands: list[Errand]) -> Batch:
         ledger, options = self._ledger, self._job.options
@@ -270,7 +284,7 @@ class Coordinator:
         if options.metadata_only:
             action = Action.FACTS
         force = not options.skip_if_cached and not ledger.round
-        again = self._resumed or any(errand.attempt for errand in errands)
+        again = self._resumed or any(e.attempt or e.troubled_at is not None for e in errands)
         return Batch(
             job=self._job.id,
             action=action,
@@ -288,9 +302,9 @@ class Coordinator:
 
     # -- answers -----------------------------------------------------------------------------------
 
-    def _settle(self, answer: Answer[Errand]) -> None:
+    def _settle(self, answer: Answer[Errand], lanes: Lanes[Errand]) -> None:
         if answer.outcome is None:
-            self._settle_failed(answer)
+            self._settle_failed(answer, lanes)
             return
         self._cluster.suspects.answered(answer.worker)
         failures: dict[int, list[Failure]] = {}
@@ -314,12 +328,12 @@ class Coordinator:
         tally.bytes_fetched += outcome.bytes_fetched
         tally.requests += outcome.requests
 
-    def _settle_failed(self, answer: Answer[Errand]) -> None:
+    def _settle_failed(self, answer: Answer[Errand], lanes: Lanes[Errand]) -> None:
         if isinstance(answer.error, CacheError) and answer.error.reason != "busy":
             self._cluster.suspects.failed(answer.worker)
         log.debug("load job %s: worker %s: %s", self._job.id, answer.worker, answer.error)
-        for errand in answer.tags:
-            self._try_again(errand, Reason.UNAVAILABLE)
+        for errand in (*answer.tags, *lanes.recall(answer.worker)):
+            self._wait_for_worker(errand)
 
     def _settle_piece(self, errand: Errand, failures: list[Failure]) -> None:
         tally = errand.chunk.tally
@@ -334,12 +348,11 @@ class Coordinator:
             self._fail(errand, failure.reason, failure.pages)
         self._done(errand)
 
-    def _try_again(self, errand: Errand, reason: Reason) -> None:
-        if self._retries.put(errand):
-            with self._lock:
-                errand.chunk.tally.retries += 1
+    def _wait_for_worker(self, errand: Errand) -> None:
+        if self._retries.park(errand):
             return
-        self._fail(errand, reason, -(-(errand.piece.stop - errand.piece.start) // self._page_bytes))
+        pages = -(-(errand.piece.stop - errand.piece.start) // self._page_bytes)
+        self._fail(errand, Reason.UNAVAILABLE, pages)
         self._done(errand)
 
     def _done(self, errand: Errand) -> None:

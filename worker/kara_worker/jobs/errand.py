@@ -15,7 +15,9 @@ from kara_worker.jobs.feed import Chunk
 
 _BATCH_PIECES = 128
 _BATCH_BYTES = 64 << 20  # a stripe; small enough that a worker's part is told while others work
-_ATTEMPTS = 6  # of one piece, 0.5 + 1 + 2 + 4 + 8 s: longer than a worker's lease, or a store's hiccup
+_ATTEMPTS = 6  # of one piece at the store, with 0.5 + 1 + 2 + 4 + 8 s between them
+PATIENCE_S = 20.0  # for a worker that is silent: its lease ends before (15 s), or it was restarted
+_PARKED_S = 0.5
 _BACKOFF_S = 0.5
 _RETRY_SHARE, _RETRY_LEAST = 10, 1000  # retries: a tenth of the errands, and these; then failures are final
 
@@ -29,7 +31,8 @@ class Errand:
     piece: Piece
     stripe: int
     rank: int  # which of the owners: 0, and more for replicas
-    attempt: int = 0
+    attempt: int = 0  # how often the store has failed it
+    troubled_at: float | None = None  # monotonic; since when its worker does not answer
 
 
 def errands_of(chunk: Chunk, *, copies: int, whole_files: bool) -> Iterator[Errand]:
@@ -82,6 +85,20 @@ class Retries:
         errand.attempt += 1
         heapq.heappush(self._waiting, (due, next(self._numbers), errand))
         return True
+
+    def park(self, errand: Errand) -> bool:
+        """It waits for its worker; False, and nothing done, when that has taken too long."""
+        now = self._clock()
+        if errand.troubled_at is None:
+            errand.troubled_at = now
+        if now - errand.troubled_at > 2 * PATIENCE_S:
+            return False
+        heapq.heappush(self._waiting, (now + _PARKED_S, next(self._numbers), errand))
+        return True
+
+    def is_patient(self, errand: Errand) -> bool:
+        """Whether its own worker may still come back: better late there than now where nobody looks."""
+        return errand.troubled_at is None or self._clock() - errand.troubled_at < PATIENCE_S
 
     def due(self) -> list[Errand]:
         now, due = self._clock(), []

@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from kara_cache.cluster import Cluster
 from kara_cache.errors import FormatError, KaraError, MembershipError
-from kara_cache.load_job import LoadJob, LoadOptions, decode_job_document
+from kara_cache.load_job import LoadJob, LoadOptions, LoadState, decode_job_document
 from kara_cache.mount import normalize_path
 from kara_worker.jobs.coordinator import Coordinator
 from kara_worker.jobs.journal import Journal, Stored
@@ -42,6 +42,14 @@ class Held:
     coordinator: Coordinator
     started: bool = False
     saved_at: float = 0.0  # monotonic
+
+    @property
+    def job(self) -> LoadJob:
+        """Its end is told when it is written down: what somebody was told is so after a crash as well."""
+        job = self.coordinator.job
+        if not job.state.final:
+            return job
+        return replace(job, state=LoadState.VERIFYING, receipt=None, finished_s=None, message="")
 
 
 class JobBoard:
@@ -117,14 +125,12 @@ class JobBoard:
         return await self.find(stored.record.job.id) or stored.record.job
 
     async def find(self, path_or_id: str) -> LoadJob | None:
-        mine = self.find_here(path_or_id)
-        if mine is not None and not mine.state.final:
-            return mine
+        held = self._held_job(path_or_id)
+        if held is not None:
+            return held.job
         record = await self._in_thread(self._journal.find, path_or_id)
-        if record is None or mine is not None:
-            if mine is not None or self._journal.shared:
-                return mine
-            return _newest(await self._ask_peers("GET", path_or_id))
+        if record is None:
+            return None if self._journal.shared else _newest(await self._ask_peers("GET", path_or_id))
         if record.job.state.final or not self._journal.shared:
             return record.job
         return await self._in_thread(self._ask, record.job.coordinator, "GET", record.job.id) or record.job
@@ -134,7 +140,7 @@ class JobBoard:
         if held is not None:
             held.coordinator.stop()
             self._wake.set()
-            return held.coordinator.job
+            return held.job
         record = await self._in_thread(self._journal.find, path_or_id)
         if record is None:
             return None if self._journal.shared else _newest(await self._ask_peers("DELETE", path_or_id))
@@ -148,14 +154,14 @@ class JobBoard:
         found = {record.job.id: record.job for record in await self._in_thread(self._journal.all)}
         if not self._journal.shared:
             found = {job.id: job for job in await self._ask_peers("GET", "")} | found
-        found |= {held.coordinator.job.id: held.coordinator.job for held in self._all_held()}
+        found |= {job.id: job for job in (held.job for held in self._all_held())}
         return sorted(found.values(), key=lambda job: -job.submitted_s)
 
     def find_here(self, path_or_id: str) -> LoadJob | None:
         """Only what this worker holds, or keeps where nobody else can see it. Any thread."""
         held = self._held_job(path_or_id)
         if held is not None:
-            return held.coordinator.job
+            return held.job
         if self._journal.shared:
             return None
         record = self._journal.find(path_or_id)
@@ -168,17 +174,15 @@ class JobBoard:
             return self.find_here(path_or_id)
         held.coordinator.stop()
         self._wake.set()
-        return held.coordinator.job
+        return held.job
 
     def list_here(self) -> builtins.list[LoadJob]:
         """Any thread."""
-        return [held.coordinator.job for held in self._all_held()] if self._journal.shared else self._own()
+        return [held.job for held in self._all_held()] if self._journal.shared else self._own()
 
     def _own(self) -> builtins.list[LoadJob]:
         jobs = {record.job.id: record.job for record in self._journal.all()}
-        return [
-            *(jobs | {held.coordinator.job.id: held.coordinator.job for held in self._all_held()}).values()
-        ]
+        return [*(jobs | {held.job.id: held.job for held in self._all_held()}).values()]
 
     # -- peers -------------------------------------------------------------------------------------
 
@@ -212,7 +216,12 @@ class JobBoard:
 
     def _take(self, stored: Stored, *, resumed: bool) -> None:
         coordinator = Coordinator(
-            stored.record, self._cluster, self._stores, page_bytes=self._page_bytes, resumed=resumed
+            stored.record,
+            self._cluster,
+            self._stores,
+            page_bytes=self._page_bytes,
+            resumed=resumed,
+            on_end=self._wake.set,
         )
         with self._lock:
             self._held[stored.record.job.id] = Held(stored, coordinator, saved_at=time.monotonic())

@@ -56,6 +56,15 @@ class Lanes(Generic[T]):
         self.in_flight += 1
         self._send_on(worker, lane)
 
+    def recall(self, worker: str) -> list[T]:
+        """The tags of what has not been sent to a worker yet, and now will not be."""
+        lane = self._lanes.get(worker)
+        waiting = list(lane.waiting) if lane is not None else []
+        if lane is not None:
+            lane.waiting.clear()
+        self.in_flight -= len(waiting)
+        return [tag for _, tags in waiting for tag in tags]
+
     def backlog(self) -> int:
         """The longest line of batches that wait for one worker."""
         return max((len(lane.waiting) for lane in self._lanes.values()), default=0)

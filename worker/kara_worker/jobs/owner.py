@@ -203,8 +203,6 @@ class LoadOwner:
         if not missing:
             return before, int(bool(before))
         size = sum(self._length(run.ref, index) for index in missing)
-        if not self._cache.pages.has_room(size):
-            return before, int(bool(before))
         for throttle, amount in (
             (self._requests, 1), (visit.rate, 1), (self._bytes, size), (visit.bandwidth, size)
         ):  # fmt: skip
@@ -212,6 +210,8 @@ class LoadOwner:
         async with self._slots:
             await self._memory.acquire(size, _MEMORY_WAIT_S)
             try:
+                if not self._cache.pages.has_room(self._memory.used):  # with all that is on its way
+                    return before, int(bool(before))
                 _, requests = await self._cache.bring(run.ref, missing, self._threads)
             finally:
                 self._memory.release(size)
