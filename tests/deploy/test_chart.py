@@ -281,6 +281,13 @@ def test_wrong_values_are_refused(
     assert words in done.stderr
 
 
+def test_examples_and_the_unit_are_valid() -> None:
+    for path in sorted((ROOT / "deploy" / "examples").glob("*.yaml")):
+        for document in yaml.safe_load_all(path.read_text()):
+            for version in KUBERNETES:
+                kubernetes_validate.validate(document, version, strict=True)
+
+
 def test_a_load_is_a_job_once_and_a_cron_job_by_schedule(tmp_path: Path) -> None:
     documents = rendered(helm("v3"), VALUES["loads"], tmp_path)
     once, nightly = one(documents, "Job", "once"), one(documents, "CronJob", "nightly")
