@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from kara_cache.sampling import order_of_1, order_of_2, window_of_2
 from kara_cache.torch.epoch_cursor import rank_shard
 from kara_cache.torch.row_prefetch import RowPrefetch
-from kara_cache.torch.rows import Rows
+from kara_cache.torch.rows import Rows, check_rows
 
 _PREFETCH_BYTES = 32 << 20
 Shuffled = Callable[..., Iterator[int]]
@@ -40,9 +40,10 @@ def make_torch_dataset(
         begin, end: Only rows `begin` to `end - 1`; the number of rows where `end` is None or larger.
 
     Raises:
-        TypeError: seed, buffer_size or shuffle_ratio without shuffle, as in 2.x; and unknown names.
+        TypeError: seed, buffer_size or shuffle_ratio without shuffle, as in 2.x; unknown names; no rows.
         ValueError: numbers that give no order.
     """
+    check_rows(ds)
     given = {"seed": seed, "buffer_size": buffer_size, "shuffle_ratio": shuffle_ratio}
     wanted: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if wanted and not shuffle:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from kara_cache.torch.rows import Rows
+from kara_cache.torch.rows import Rows, check_rows
 
 
 class RowMap(Dataset):
@@ -18,6 +18,7 @@ class RowMap(Dataset):
     """
 
     def __init__(self, rows: Rows, *, decode: Callable[[Any], Any] | None = None) -> None:
+        check_rows(rows)
         self.rows = rows
         self._decode = decode
 

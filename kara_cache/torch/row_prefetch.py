@@ -75,6 +75,8 @@ class _Queue:
             self._changed.notify_all()
 
     def get(self) -> list[Any] | None:
+        if os.getpid() != self._pid:
+            raise RuntimeError("this iterator began before a fork; begin another one in the child")
         with self._changed:
             while not self._batches:
                 self._changed.wait(_WAIT_S)

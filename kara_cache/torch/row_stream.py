@@ -13,7 +13,7 @@ from kara_cache.quantity import parse_bytes
 from kara_cache.sampling import Bookmark, Remainder, Shard
 from kara_cache.torch.epoch_cursor import EpochCursor, EpochPart
 from kara_cache.torch.row_prefetch import RowPrefetch
-from kara_cache.torch.rows import Rows
+from kara_cache.torch.rows import Rows, check_rows
 
 _TAKEN = "taken"
 _WORKERS = "workers"
@@ -52,6 +52,7 @@ class RowStream(IterableDataset):
         decode: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
+        check_rows(rows)
         self.rows = rows
         self.cursor = EpochCursor(
             len(rows),

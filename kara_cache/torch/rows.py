@@ -24,6 +24,15 @@ class Rows(Protocol):
         ...
 
 
+def check_rows(rows: object) -> None:
+    """Raises TypeError for what is no `Rows`, where it is passed in and not in some worker later."""
+    if not isinstance(rows, Rows):
+        raise TypeError(
+            f"rows need __len__ and read_batch(indices), {type(rows).__name__} has not both; "
+            "MemoryRows(sequence) gives them to a list"
+        )
+
+
 class MemoryRows:
     """Rows of a sequence in memory: for tests, and for data that is small."""
 

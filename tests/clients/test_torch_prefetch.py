@@ -155,8 +155,16 @@ def test_a_forked_child_drops_the_parents_iterator() -> None:
         if pid == 0:
             rows.close()
             os._exit(7)
+        second = os.fork()
+        if second == 0:
+            try:
+                list(rows)
+            except RuntimeError as error:
+                os._exit(8 if "before a fork" in str(error) else 1)
     _, status = os.waitpid(pid, 0)
+    _, second_status = os.waitpid(second, 0)
     go.set()
+    assert os.waitstatus_to_exitcode(second_status) == 8
     assert os.waitstatus_to_exitcode(status) == 7
     assert len(list(rows)) == 999
 

@@ -18,7 +18,14 @@ from services import require_module
 torch = require_module("torch")
 
 from kara_cache.sampling import Remainder, RowOrder  # noqa: E402 - after the skip
-from kara_cache.torch import MemoryRows, ResumableLoader, RowBatches, RowMap, RowStream  # noqa: E402
+from kara_cache.torch import (  # noqa: E402
+    MemoryRows,
+    ResumableLoader,
+    RowBatches,
+    RowMap,
+    RowStream,
+    make_torch_dataset,
+)
 
 pytestmark = [
     pytest.mark.clients,
@@ -90,6 +97,7 @@ def test_every_start_method_and_epochs_of_workers_that_persist(method: str) -> N
     for epoch in (0, 4, 4):
         made.set_epoch(epoch)
         assert flat(made) == names(order(101, epoch=epoch))
+    assert len(flat(islice(made, 3))) == 24  # a pass that is left in its middle
     made.load_state_dict({**made.state_dict(), "position": 96, "seed": 7})
     assert flat(made) == names(order(101, epoch=4, seed=7)[96:])
 
@@ -145,6 +153,35 @@ def sessions(draw: st.DrawFn) -> list[tuple[int, int, int]]:
     """Runs of one epoch: ranks, batch size, and how many steps until the job is killed."""
     run = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(0, 5))
     return draw(st.lists(run, max_size=5))
+
+
+@pytest.mark.parametrize("examples", [6, pytest.param(60, marks=pytest.mark.slow)])
+def test_an_epoch_over_many_kills_with_real_workers(examples: int) -> None:
+    run = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(0, 3), st.integers(0, 4))
+
+    @given(killed=st.lists(run, min_size=1, max_size=3), last=run, rows=st.integers(20, 90))
+    @settings(max_examples=examples)
+    def check(killed: list[tuple[int, int, int, int]], last: tuple[int, int, int, int], rows: int) -> None:
+        state: dict[str, Any] | None = None
+        read: list[int] = []
+        for ranks, batch_size, workers, steps in [*killed, (*last[:3], 10**6)]:
+            of_ranks, states = [], []
+            for rank in range(ranks):
+                stream = RowStream(
+                    MemoryRows(range(rows)), batch_size=batch_size, rank=rank, world_size=ranks
+                )
+                made = loader(stream, workers, timeout=60 if workers else 0)
+                if state is not None:
+                    made.load_state_dict(state)
+                it = iter(made)
+                of_ranks.append(flat(islice(it, steps)))
+                states.append(made.state_dict())
+                del it  # workers die with what they had prefetched
+            state = max(states, key=lambda each: each["position"])
+            read += interleaved(of_ranks)
+        assert read == order(rows)
+
+    check()
 
 
 @given(
@@ -251,11 +288,39 @@ def test_torchdata(workers: int, every: int, taken: int) -> None:
         assert read + flat(loader(elsewhere, 3)) == names(order(101))
 
 
-def test_torchdata_itself_needs_as_many_workers() -> None:
-    stream = RowStream(ROWS, batch_size=4)
-    state = stream.state_dict() | {"taken": 4, "workers": 2}
-    with pytest.raises(ValueError, match="101 rows"):
-        RowStream(MemoryRows([1])).load_state_dict(state)
+@pytest.mark.parametrize("persistent", [True, False])
+def test_torchdata_over_epochs(persistent: bool) -> None:
+    stateful = require_module("torchdata.stateful_dataloader").StatefulDataLoader
+    options: dict[str, Any] = {"batch_size": 4, "num_workers": 2, "collate_fn": as_it_is}
+
+    def made() -> tuple[RowStream, Any]:
+        stream = RowStream(ROWS, batch_size=4)
+        return stream, stateful(stream, **options, persistent_workers=persistent)
+
+    stream, first = made()
+    for epoch in (0, 1):
+        stream.set_epoch(epoch)
+        assert flat(first) == names(order(101, epoch=epoch))
+    stream.set_epoch(2)
+    it = iter(first)
+    got = flat(islice(it, 5))
+    state = first.state_dict()
+    del it, first
+    stream, second = made()
+    second.load_state_dict(state)
+    stream.set_epoch(2)
+    assert got + flat(second) == names(order(101, epoch=2))
+    stream.set_epoch(3)
+    assert flat(second) == names(order(101, epoch=3))
+
+
+def test_the_state_of_one_of_torchdatas_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says how far one of two workers was, which tells nothing where there are three."""
+    state = RowStream(ROWS).state_dict() | {"taken": 4, "workers": 2}
+    info = type("Info", (), {"id": 0, "num_workers": 3})()
+    monkeypatch.setattr("kara_cache.torch.row_stream.get_worker_info", lambda: info)
+    with pytest.raises(ValueError, match=r"one of 2 workers, here are 3: give the loader's whole state"):
+        RowStream(ROWS).load_state_dict(state)
 
 
 def test_a_plain_loader_with_workers_has_no_position() -> None:
@@ -303,6 +368,9 @@ def test_refused() -> None:
         RowStream(ROWS, batch_size=0)
     with pytest.raises(ValueError, match="seed must be"):
         RowStream(ROWS, seed=-1)
+    for made in (RowStream, RowMap, make_torch_dataset):
+        with pytest.raises(TypeError, match=r"list has not both; MemoryRows\(sequence\)"):
+            made([1, 2])
     with pytest.raises(ValueError, match="remainder"):
         RowStream(ROWS, remainder="half")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="epoch must be"):
