@@ -20,6 +20,7 @@ from kara_cache.ufs.path import check_path
 
 _CHAIN = "kara::"
 _KNOWN = ("file", "http", "https", "oss", "s3")
+_ATTEMPTS = 30  # to read a small file that somebody replaces, once in a millisecond if it is local
 _READ_ONLY = frozenset({"http", "https"})
 _APP_KEYS = {"app_key": "access_key_id", "app_secret": "secret_access_key"}  # for s3; oss knows them itself
 
@@ -108,13 +109,13 @@ class Location:
 
 def read_whole(store: UnderStore, path: str) -> bytes:
     """One version of a file. Raises FileNotFoundError; StaleVersion where it is replaced all the time."""
-    for last in (False, False, True):
+    for attempt in range(1, _ATTEMPTS + 1):
         found = store.info(path)
         buffer = bytearray(found.size)
         try:
             got = store.read_into(path, 0, memoryview(buffer), version=found.version or None)
         except StaleVersion:
-            if last:
+            if attempt == _ATTEMPTS:
                 raise
             continue
         if got == found.size:
