@@ -62,8 +62,7 @@ class AlluxioClient:
     def _connect(self, files: AlluxioTree, logger: logging.Logger | None) -> None:
         self.logger = logger or _logger
         self._files = files
-        cluster = files.cluster
-        self._loads: Loads = ClusterLoads(files) if cluster is None else NativeLoads(cluster)
+        self._loads: Loads = ClusterLoads(files) if files.cluster is None else NativeLoads(files)
 
     def __repr__(self) -> str:
         return f"<AlluxioClient {self._files!r}>"

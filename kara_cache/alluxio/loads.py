@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from kara_cache.alluxio.load_report import LoadReport, report_of, report_of_document
-from kara_cache.alluxio.native_cluster import NativeCluster
 from kara_cache.alluxio.tree import AlluxioTree
 from kara_cache.jobs import load_progress, stop_load, submit_load
 from kara_cache.load_job import LoadState
@@ -30,17 +29,22 @@ class Loads(Protocol):
 class NativeLoads:
     """Of a real Alluxio cluster, by /v1/load."""
 
-    def __init__(self, cluster: NativeCluster) -> None:
-        self._cluster = cluster
+    def __init__(self, files: AlluxioTree) -> None:
+        self._files = files
 
     def submit(self, url: str, *, verbose: bool) -> bool:
-        return bool(self._cluster.load(url, "submit", verbose=verbose).get("success"))
+        return bool(self._ask(url, "submit", verbose).get("success"))
 
     def progress(self, url: str, *, verbose: bool) -> LoadReport:
-        return report_of_document(self._cluster.load(url, "progress", verbose=verbose))
+        return report_of_document(self._ask(url, "progress", verbose))
 
     def stop(self, url: str) -> bool:
-        return bool(self._cluster.load(url, "stop").get("success"))
+        return bool(self._ask(url, "stop", None).get("success"))
+
+    def _ask(self, url: str, operation: str, verbose: bool | None) -> dict[str, Any]:
+        cluster = self._files.cluster
+        assert cluster is not None, "made for a real Alluxio cluster"
+        return cluster.load(url, operation, verbose=verbose)
 
 
 class ClusterLoads:

@@ -195,7 +195,7 @@ class NativeCluster:
 
     def remove(self, path: str, option: RMOption) -> None:
         own = None if option.remove_alluxio_only or option.recursive else _delete
-        self._run(path, lambda worker: worker.remove(path, asdict(option)), own)
+        self._run(path, lambda worker: worker.remove(path, asdict(option)), own, repeatable=False)
 
     def make_directory(self, path: str) -> None:
         self._run(
@@ -208,7 +208,7 @@ class NativeCluster:
         self._run(path, lambda worker: worker.touch(path), _touch)
 
     def move(self, path: str, target: str) -> None:
-        self._run(path, lambda worker: worker.move(path, target), None)
+        self._run(path, lambda worker: worker.move(path, target), None, repeatable=False)
 
     def copy(self, path: str, target: str, option: CPOption) -> None:
         self._run(path, lambda worker: worker.copy(path, target, asdict(option)), None)
@@ -246,10 +246,12 @@ class NativeCluster:
         path: str,
         ask: Callable[[NativeWorker], T],
         store: Callable[[UnderStore, str], T] | None,
+        *,
+        repeatable: bool = True,
     ) -> T:
         if scheme_of(path) is None:
             raise ValueError(f"{path!r}: Alluxio takes full urls of the store, scheme://...")
-        return self._route.run(path, ask, store)
+        return self._route.run(path, ask, store, repeatable=repeatable)
 
 
 def _info(path: str, status: AlluxioPathStatus) -> FileInfo:
@@ -266,7 +268,12 @@ def _name(status: AlluxioPathStatus) -> str:
 
 def _is_itself(status: AlluxioPathStatus, path: str) -> bool:
     """Whether the listing of a path is the one of a file, which lists itself."""
-    return status.type == "file" and status.ufs_path.rstrip("/") == path.rstrip("/")
+    return status.type == "file" and _below_scheme(status.ufs_path) == _below_scheme(path)
+
+
+def _below_scheme(url: str) -> str:
+    """Without its scheme, which is spelled s3 by one and s3a by another."""
+    return url.partition("://")[2].rstrip("/")
 
 
 def _delete(store: UnderStore, below: str) -> None:

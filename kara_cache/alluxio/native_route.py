@@ -50,8 +50,13 @@ class NativeRoute:
         path: str,
         ask: Callable[[NativeWorker], T],
         store: Callable[[UnderStore, str], T] | None,
+        *,
+        repeatable: bool = True,
     ) -> T:
-        """The first answer. Raises WorkerUnavailable, saying who said what, where nobody could answer."""
+        """The first answer. Raises WorkerUnavailable, saying who said what, where nobody could answer.
+
+        What is not `repeatable` is asked of another worker only if the first one never heard of it.
+        """
         deadline = monotonic() + self._timeout_s
         failures: list[str] = []
         asked: set[str] = set()
@@ -71,6 +76,9 @@ class NativeRoute:
                 failures.append(str(exc))
                 reason = exc.reason
                 self._failed(address, path, exc)
+                if address in asked and not repeatable and exc.reason != "refused":
+                    message = f"{path}: whether it took effect is not known: {exc}"
+                    raise WorkerUnavailable(message, reason=exc.reason) from exc
             else:
                 self._suspects.answered(address)
                 return answer

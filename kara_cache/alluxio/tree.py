@@ -41,15 +41,17 @@ class AlluxioTree(KaraFileSystem):
         if target_protocol is not None:
             # Ray takes a filesystem for s3:// urls only if it says that s3 is a protocol of its own.
             self.protocol = (PROTOCOL, target_protocol)
-        self.cluster: NativeCluster | None = None
-        """The real Alluxio cluster that is spoken to; None where it is a cache of ours."""
         if options.dialect == "alluxio":
             stores = dict(options.stores)
             if self._names.scheme is not None:
                 stores[self._names.scheme] = target_options or {}
-            attachment = self._attach(options, stores)
-            self._attachment = attachment
-            self.cluster = attachment.cluster
+            self._attachment = self._attach(options, stores)
+
+    @property
+    def cluster(self) -> NativeCluster | None:
+        """The real Alluxio cluster that is spoken to; None where it is a cache of ours."""
+        attachment = self._attachment
+        return attachment.cluster if isinstance(attachment, NativeAttachment) else None
 
     def _attach(self, options: AlluxioOptions, stores: dict[str, Any]) -> NativeAttachment:
         """Instances with the same options share one, as those of `KaraTree` do."""
@@ -85,13 +87,15 @@ class AlluxioTree(KaraFileSystem):
 
     def status(self, path: str) -> AlluxioPathStatus:
         """Of a file or directory, by its url."""
-        if self.cluster is not None and (told := self.cluster.status(self.kara_path(path))) is not None:
+        cluster = self.cluster
+        if cluster is not None and (told := cluster.status(self.kara_path(path))) is not None:
             return told
         return status_of(self.file_info(path), self.unstrip_protocol(path))
 
     def statuses(self, path: str) -> list[AlluxioPathStatus]:
         """Of a directory's children, or of a file itself."""
-        if self.cluster is not None and (told := self.cluster.statuses(self.kara_path(path))) is not None:
+        cluster = self.cluster
+        if cluster is not None and (told := cluster.statuses(self.kara_path(path))) is not None:
             return told
         base, url = self.kara_path(path), self.unstrip_protocol(path)
         return [

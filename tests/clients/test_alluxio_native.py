@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -221,6 +222,20 @@ def test_a_worker_that_fails_is_replaced_by_another_one() -> None:
         fs.close()
 
 
+def test_what_may_have_happened_is_not_asked_of_a_second_worker() -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(alluxio_server({URL: b"here"})) for _ in range(2)]
+        for server in servers:
+            server.failures = {"mv": (503, "late"), "rm": (503, "late")}
+        fs = filesystem(*servers)
+        for change in (lambda: fs.mv(URL, "s3://bucket/moved"), lambda: fs.rm(URL)):
+            with pytest.raises(WorkerUnavailable, match="whether it took effect is not known"):
+                change()
+        assert [len(server.asked("mv")) for server in servers].count(1) == 1
+        assert sum(len(server.asked("rm")) for server in servers) == 1
+        fs.close()
+
+
 @pytest.mark.parametrize("short", [3, -3])
 def test_an_answer_of_another_length_is_a_failure(server: AlluxioServer, tmp_path: Path, short: int) -> None:
     path = tmp_path / "file"
@@ -264,6 +279,26 @@ def test_without_a_store_the_error_says_who_failed_and_how(server: AlluxioServer
         client.read(URL)
     assert caught.value.reason == "refused"
     client.close()
+
+
+def test_it_works_in_a_forked_child_and_after_it_was_closed(server: AlluxioServer) -> None:
+    fs = filesystem(server)
+    assert fs.cat_file(URL, 0, 10) == CONTENT[:10]
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with open(writer, "wb") as answer:
+            answer.write(fs.cat_file(URL, 10, 30))
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as answer:
+        assert answer.read() == CONTENT[10:30]
+    assert os.waitpid(child, 0)[1] == 0
+    assert fs.cat_file(URL, 30, 50) == CONTENT[30:50]
+    fs.close()
+    assert fs.cat_file(URL, 50, 70) == CONTENT[50:70]
+    assert pickle.loads(pickle.dumps(fs)).cat_file(URL, 0, 3) == CONTENT[:3]
+    fs.close()
 
 
 # -- who the workers are ------------------------------------------------------------------------------

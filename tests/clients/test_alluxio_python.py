@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -453,7 +454,21 @@ def _speak_alluxio(place: AlluxioPlace) -> None:
     with pytest.raises(FileNotFoundError):
         fs.cat_file("bucket/new")
     assert fs.get_error_metrics()["error_counts"] == {}
+    _lose_a_worker(place, fs)
     fs.close()
+
+
+def _lose_a_worker(place: AlluxioPlace, fs: AlluxioFileSystem) -> None:
+    """In the middle of many files, with no store that this process could reach."""
+    urls = [place.put(f"many/{number}", CONTENT[number : number + 300_000]) for number in range(16)]
+    files = [fs.open(url) for url in urls]
+    assert [file.read(1000) for file in files] == [CONTENT[n : n + 1000] for n in range(16)]
+    place.cluster.workers[0].kill()
+    with ThreadPoolExecutor(16) as pool:
+        rests = list(pool.map(lambda file: file.read(), files))
+    assert rests == [CONTENT[n + 1000 : n + 300_000] for n in range(16)]
+    for file in files:
+        file.close()
 
 
 # -- nothing configured -------------------------------------------------------------------------------
