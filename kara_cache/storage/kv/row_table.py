@@ -178,12 +178,9 @@ class RowTable:
         """Replaces the rows of these keys, and appends those that are new."""
         self._write_many(rows.items() if isinstance(rows, Mapping) else rows, self._put_into)
 
-    def put_record(self, key: str | None, row: Any) -> None:
-        """For imports: as `update` for a key, as `append` without."""
-        if key is None:
-            self.append(row)
-        else:
-            self.update([(key, row)])
+    def put_records(self, records: Iterable[tuple[str | None, Any]]) -> None:
+        """As `update`; those without a key are appended."""
+        self._write_many(records, self._put_into)
 
     def __setitem__(self, where: int | str | slice, row: Any) -> None:
         """Replaces a row; under a key that is new, appends it. Rows of a slice are replaced one by one."""

@@ -175,6 +175,11 @@ class RowDataset:
         self._cursor.move(lambda _: 0)
 
     @property
+    def serialization(self) -> Serializer:
+        """How rows become objects."""
+        return self._serializer
+
+    @property
     def keys(self) -> RowKeys | None:
         """The keys that the rows were published with (`kara_cache.kv`), if they were."""
         if not self._keys:
