@@ -117,6 +117,10 @@ def running(root: Path) -> Iterator[Place]:
             alluxio_data_port=DATA_PORT,
             lease_ttl_s=2,
         ) as cluster:
+            deadline = time.monotonic() + 30
+            while any(w.metrics()["kara_worker_alluxio_known_workers"] < 3 for w in cluster.workers):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
             yield Place(
                 cluster, etcd, disk, urls, dict(zip((w.id for w in cluster.workers), hosts, strict=True))
             )

@@ -272,6 +272,7 @@ class WorkerDaemon:
             "fills_running": self._cache.loading,
             "draining": float(self._stop.is_set()),
             "lease_held": float(lease == "held"),
+            **(self._alluxio.gauges() if self._alluxio is not None else {}),
         }
 
     def _counters(self) -> dict[str, dict[str, int]]:

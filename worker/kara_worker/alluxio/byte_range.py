@@ -10,6 +10,10 @@ _RANGE = re.compile(r"bytes=(\d{0,19})-(-?\d{0,19})", re.ASCII)
 class RangeNotSatisfiable(ValueError):
     """Answered by 416: the file has no such bytes."""
 
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.size = size  # of the file, which the answer tells
+
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     """[start, stop) of a file of `size` bytes, or None for all of it.
@@ -34,15 +38,15 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     elif int(last) < start:
         if start == 0 and last == "-2":  #: what 1.1.17 makes of "from 0, length -1"
             return None
-        raise RangeNotSatisfiable(f"range {header!r} ends before it begins")
+        raise RangeNotSatisfiable(f"range {header!r} ends before it begins", size)
     else:
         stop = min(int(last) + 1, size)
     if start >= size:
-        raise RangeNotSatisfiable(f"range {header!r} of a file of {size} bytes")
+        raise RangeNotSatisfiable(f"range {header!r} of a file of {size} bytes", size)
     return start, stop
 
 
 def _suffix(count: int, size: int) -> tuple[int, int]:
     if not count or not size:
-        raise RangeNotSatisfiable(f"the last {count} of {size} bytes")
+        raise RangeNotSatisfiable(f"the last {count} of {size} bytes", size)
     return max(0, size - count), size

@@ -98,9 +98,10 @@ class AlluxioListeners:
             await server.close(drain_s)
         await self._closing.aclose()
 
-    @property
-    def connections(self) -> int:
-        return sum(len(server.connections) for server in self._servers)
+    def gauges(self) -> dict[str, float]:
+        """For /metrics, by name after `kara_worker_`."""
+        connections = sum(len(server.connections) for server in self._servers)
+        return {"alluxio_connections": connections, "alluxio_known_workers": self._owners.known}
 
     def _api(self, name: str, form: int) -> AlluxioApi:
         alluxio = self._config.alluxio

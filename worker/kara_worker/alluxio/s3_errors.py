@@ -42,10 +42,12 @@ _STATUS = {
 class S3Error(Exception):
     """An answer other than the wished one; the message goes to the client."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, object_size: int | None = None) -> None:
+        """`object_size` goes with InvalidRange: the AWS CRT learns from it that a file is empty."""
         super().__init__(message)
         self.code = code
         self.status = _STATUS[code]
+        self.object_size = object_size
 
 
 def as_s3_error(error: Exception) -> S3Error:
@@ -56,7 +58,7 @@ def as_s3_error(error: Exception) -> S3Error:
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if isinstance(error, RangeNotSatisfiable):
-        return S3Error("InvalidRange", text)
+        return S3Error("InvalidRange", text, object_size=error.size)
     if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
         return S3Error("NoSuchKey", "the specified key does not exist")
     if isinstance(error, (AccessDenied, PermissionError)):

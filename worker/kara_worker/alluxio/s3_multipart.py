@@ -142,7 +142,7 @@ def _late(target: Target, task: asyncio.Task[FileInfo]) -> bytes:
         info = task.result()
     except (KaraError, OSError, ValueError) as exc:
         error = as_s3_error(exc)
-        return error_element(error.code, str(error), target.key, "").encode()
+        return error_element(error, target.key, "").encode()
     return _completed(target, info).partition(b"\n")[2]
 
 

@@ -116,6 +116,8 @@ class S3Port:
         return routes[request.method]
 
     async def _refuse(self, request: Request, error: S3Error, request_id: str) -> None:
-        body = error_document(error.code, str(error), request.path, request_id)
+        body = error_document(error, request.path, request_id)
         headers = [f"x-amz-request-id: {request_id}"]
+        if error.object_size is not None:
+            headers.append(f"Content-Range: bytes */{error.object_size}")
         await request.respond(error.status, body, content_type="application/xml", headers=headers)

@@ -30,15 +30,17 @@ def document(name: str, *content: str) -> bytes:
     return f'{_DECLARATION}<{name} xmlns="{NAMESPACE}">{"".join(content)}</{name}>'.encode()
 
 
-def error_document(code: str, message: str, resource: str, request_id: str) -> bytes:
-    return f"{_DECLARATION}{error_element(code, message, resource, request_id)}".encode()
+def error_document(error: S3Error, resource: str, request_id: str) -> bytes:
+    return f"{_DECLARATION}{error_element(error, resource, request_id)}".encode()
 
 
-def error_element(code: str, message: str, resource: str, request_id: str) -> str:
+def error_element(error: S3Error, resource: str, request_id: str) -> str:
+    more = [] if error.object_size is None else [text("ActualObjectSize", error.object_size)]
     return element(
         "Error",
-        text("Code", code),
-        text("Message", message),
+        text("Code", error.code),
+        text("Message", error),
+        *more,
         text("Resource", resource),
         text("RequestId", request_id),
     )
