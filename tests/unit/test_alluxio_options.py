@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import operator
 import logging
 import warnings
 from collections.abc import Iterator
@@ -171,7 +172,7 @@ def test_progress_is_a_state_and_a_pair() -> None:
     state, content = progress
     assert (state, content) == (LoadState.SUCCEEDED, {"jobState": "SUCCEEDED"})
     assert progress == LoadState.SUCCEEDED
-    assert [LoadState.SUCCEEDED] == [progress]
+    assert operator.eq(LoadState.SUCCEEDED, progress)
     assert progress != LoadState.FAILED
     assert (progress.name, progress.value) == ("SUCCEEDED", "SUCCEEDED")
     assert progress == LoadReport(LoadState.SUCCEEDED, {"jobState": "SUCCEEDED"})
