@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.machine import raise_priority
 from benchmarks.rounds import Meter
 from benchmarks.rows.columns import READS, Column
 from benchmarks.rows.format_process import FormatProcess, MeasureError
-from benchmarks.rows.local import Contest, warm
+from benchmarks.rows.local import Contest, best_of, warm
 from benchmarks.rows.results import Results
 from kara_cache.ufs import open_store
 from kara_worker.testing.cluster import LocalCluster
@@ -112,7 +113,9 @@ def oss_server(home: Path) -> Iterator[tuple[str, Path, int]]:
             server.terminate()
 
 
-def run(contest: Contest, place: Path, home: Path, rounds: int, columns: list[str]) -> ClusterResults:
+def run(
+    contest: Contest, place: Path, home: Path, rounds: int, columns: list[str], nice: int = 0
+) -> ClusterResults:
     """`place` has the data set that kara_cache wrote; it is copied into the store as it is."""
     with contextlib.ExitStack() as stack:
         host, log_path, oss_pid = stack.enter_context(oss_server(home))
@@ -136,6 +139,8 @@ def run(contest: Contest, place: Path, home: Path, rounds: int, columns: list[st
         found.first_epoch_gets, _ = log.take()
         _settle(cluster, processes[NETWORK], log)
         pids = [oss_pid, *(w.pid for w in cluster.workers), *(p.pid for p in processes.values())]
+        for pid in pids if nice else ():
+            raise_priority(pid, nice)
         meter = Meter(lambda: [pid for pid in pids if Path(f"/proc/{pid}").exists()])
         for number in range(rounds):
             order = list(processes) if number % 2 == 0 else list(processes)[::-1]
@@ -174,7 +179,7 @@ def _round(
                 continue
             warm(home / "cluster")
             try:
-                answer = processes[name].ask(column.method, column.timeout_s, decode=column.decode)
+                answer = best_of(processes[name], column)
             except MeasureError as exc:
                 found.results.fail(name, column.key, str(exc))
             else:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.machine import raise_priority
 from benchmarks.rounds import Meter
 from benchmarks.rows.columns import APPEND, READS, Column
 from benchmarks.rows.format_process import FormatProcess, MeasureError
@@ -20,6 +21,7 @@ from benchmarks.rows.peers import PEERS, InstallError, Peer
 from benchmarks.rows.results import Results
 
 _MEMORY = Path("/dev/shm")
+_LONG_S = 3.0
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Contest:
         process = self.processes[name]
         warm(self.home / directory_of(name))
         try:
-            answer = process.ask(column.method, column.timeout_s, decode=column.decode)
+            answer = best_of(process, column)
         except MeasureError as exc:
             self.results.fail(name, column.key, str(exc))
         else:
@@ -66,13 +68,15 @@ class Contest:
 
 
 @contextlib.contextmanager
-def contest(rows: Rows, home: Path, results: Results, only: list[str]) -> Iterator[Contest]:
+def contest(rows: Rows, home: Path, results: Results, only: list[str], nice: int = 0) -> Iterator[Contest]:
     """Writes the rows in every format, and starts a process for each."""
     made = Contest(rows, home, results, {})
     try:
         for peer in PEERS:
             if not only or any(word.lower() in peer.name.lower() for word in only):
                 _enter(made, peer)
+        for pid in made.pids if nice else ():
+            raise_priority(pid, nice)
         yield made
     finally:
         for process in made.processes.values():
@@ -125,6 +129,15 @@ def run(contest: Contest, rounds: int, columns: list[str]) -> None:
             return {}
 
         contest.results.foreign.append(meter.run(work).foreign)
+
+
+def best_of(process: FormatProcess, column: Column) -> dict[str, float]:
+    """The faster of two runs; one that took long needs no second."""
+    first = process.ask(column.method, column.timeout_s, decode=column.decode)
+    if first["seconds"] > _LONG_S:
+        return first
+    second = process.ask(column.method, column.timeout_s, decode=column.decode)
+    return min(first, second, key=lambda answer: answer["seconds"] / answer["rows"])
 
 
 def warm(directory: Path) -> None:

@@ -9,10 +9,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from kara_cache import KaraStorage
+from kara_cache import KaraStorage, make_torch_dataset
 from kara_cache.serialization import JSONSerializer, NoSerializer
 
 NAMESPACE, KEY, VERSION = "bench", "rows", "1"
+BATCH_ROWS = 256
 
 
 def _storage(place: str) -> KaraStorage:
@@ -47,10 +48,17 @@ class Reader:
         return self._rows.read_batch(indices)
 
     def shuffled(self) -> Iterator[Any]:
-        """A true permutation of all rows, not a pool's."""
-        return iter(self.dataset(True))
+        """In the order that kara-storage gives, which is what the other formats do here as well."""
+        return iter(make_torch_dataset(self._rows, shuffle=True))
 
-    def dataset(self, shuffle: bool) -> Any:
+    def streamed(self) -> Iterator[Any]:
+        """A true permutation that can be entered anywhere, read in advance by a thread."""
         from kara_cache.torch import RowStream
 
-        return RowStream(self._rows, shuffle=shuffle)
+        return iter(RowStream(self._rows, batch_size=BATCH_ROWS))
+
+    def dataset(self, shuffle: bool) -> Any:
+        """Map-style: the sampler of the loader shuffles, all rows, and asks for batches."""
+        from kara_cache.torch import RowMap
+
+        return RowMap(self._rows)
