@@ -37,7 +37,10 @@ __all__ = [
     "verify_directory",
 ]
 
-_THREADS = 16  # a store answers in 10-50 ms, so that small files need many requests on their way
+_THREADS = (
+    16  # a store answers in 10-50 ms, and a disk syncs in 1-10, so that small files need many at a time
+)
+_LOCAL_READS = 4  # reading local files waits for nothing; more threads only wait for each other
 _BUDGET_BYTES = 256 << 20  # of memory for parts that are on their way
 
 
@@ -50,7 +53,7 @@ def save_directory(
     *,
     progress_bar: bool = True,
     verify: bool = False,
-    threads: int = _THREADS,
+    threads: int | None = None,
 ) -> str:
     """Saves every file below `local_path` and returns the name of the version, which is the latest then.
 
@@ -60,6 +63,7 @@ def save_directory(
     Args:
         version: A name; None for the smallest number that is free; "latest" replaces the latest.
         progress_bar: "Hashing" and "Uploading" on stderr.
+        threads: Things moved at a time; by default 16, or 4 for what is read from local files.
         verify: Reads the blobs that the store has already, and replaces those that are damaged.
 
     Raises:
@@ -73,7 +77,7 @@ def save_directory(
     catalog, blobs = Catalog(location, namespace, key), BlobStore(location, namespace, key)
     name = catalog.check_name(version)
     source = source_tree(local_path)
-    pool = _pool(threads)
+    pool = TransferPool(threads or _THREADS, _BUDGET_BYTES)
     catalog.remove_abandoned()
     with Bar("Hashing", len(source.files), shown=progress_bar, unit="it") as bar:
         tree, sources = hash_tree(source, pool, bar=bar)
@@ -91,7 +95,7 @@ def load_directory(
     *,
     progress_bar: bool = True,
     delete: bool = False,
-    threads: int = _THREADS,
+    threads: int | None = None,
 ) -> str:
     """Makes the files below `local_path` those of the version, and returns its name.
 
@@ -121,7 +125,7 @@ def load_directory(
             BlobStore(location, namespace, key),
             tree,
             TargetTree(local_path),
-            _pool(threads),
+            _reading(location, threads),
             bar=bar,
             delete=delete,
         )
@@ -135,14 +139,16 @@ def verify_directory(
     version: object = "latest",
     *,
     progress_bar: bool = True,
-    threads: int = _THREADS,
+    threads: int | None = None,
 ) -> Verdict:
     """Reads every blob of a version. Raises NoSuchVersion, and FormatError for a damaged version file."""
     catalog = Catalog(location, namespace, key)
     name = catalog.find(version)
     tree = catalog.tree(name)
     with Bar("Verifying", sum(blob.size for blob in tree.blobs), shown=progress_bar) as bar:
-        return verify_tree(BlobStore(location, namespace, key), name, tree, _pool(threads), bar=bar)
+        return verify_tree(
+            BlobStore(location, namespace, key), name, tree, _reading(location, threads), bar=bar
+        )
 
 
 def list_versions(location: Location, namespace: str, key: str) -> Versions:
@@ -156,5 +162,7 @@ def list_files(location: Location, namespace: str, key: str, version: object = "
     return catalog.tree(catalog.find(version))
 
 
-def _pool(threads: int) -> TransferPool:
+def _reading(location: Location, threads: int | None) -> TransferPool:
+    if threads is None:
+        threads = _THREADS if location.local is None else _LOCAL_READS
     return TransferPool(threads, _BUDGET_BYTES)
