@@ -150,6 +150,40 @@ def test_maps_and_the_published_order(rows: Any) -> None:
     assert list(RowStream(window, shuffle=False)) == [text(number) for number in range(100, 150)]
 
 
+LEFT_OPEN = """
+import sys
+import kara_cache
+from kara_cache.torch import ResumableLoader, RowStream
+def as_it_is(batch): return batch
+if __name__ == "__main__":
+    url, method = sys.argv[1:]
+    rows = kara_cache.KaraStorage(url).open("test", "rows")
+    stream = RowStream(rows, batch_size=4, prefetch_bytes="20KiB")
+    alone = iter(stream)
+    next(alone)
+    loader = ResumableLoader(
+        stream, num_workers=2, collate_fn=as_it_is, persistent_workers=True, multiprocessing_context=method
+    )
+    batches = iter(loader)
+    next(batches)
+    print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=SLOW)])
+def test_a_process_ends_with_everything_left_open(place: Place, tmp_path: Path, method: str) -> None:
+    script = tmp_path / "left_open.py"
+    script.write_text(LEFT_OPEN)
+    done = subprocess.run(
+        [sys.executable, script, place.url, method],
+        env={**os.environ, **place.environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+
+
 # -- a training run ----------------------------------------------------------------------------------------
 
 
@@ -186,6 +220,20 @@ def losses(lines: list[str]) -> dict[int, tuple[str, str]]:
     return {int(match[1]): (match[2], match[3]) for match in found if match}
 
 
+def run_by_torchrun(place: Place, *arguments: str) -> dict[int, tuple[str, str]]:
+    """As the example says."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, str(EXAMPLE), "train", "--url", place.url, *arguments],
+        env={**os.environ, **place.environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return losses(done.stdout.splitlines(keepends=True))
+
+
 def run_to_the_end(place: Place, *arguments: str) -> dict[int, tuple[str, str]]:
     with ranks(place, *arguments) as processes:
         outputs = [process.communicate(timeout=120)[0] for process in processes]
@@ -217,7 +265,7 @@ def test_a_killed_training_run_goes_on_as_if_nothing_had_been(
         publish[4] = place.url
     subprocess.run(publish, env=environment, check=True, timeout=200)
     arguments = ["--data", data, "--batch-size", "64", "--epochs", "2"]  # 15 steps each
-    whole = run_to_the_end(place, *arguments, "--checkpoint", str(tmp_path / "whole.pt"))
+    whole = run_by_torchrun(place, *arguments, "--checkpoint", str(tmp_path / "whole.pt"))
     assert sorted(whole) == list(range(1, 31))
     assert float(whole[30][1]) < float(whole[1][1]) / 2, "it learns"
 

@@ -217,6 +217,19 @@ def test_an_epoch_over_many_kills(
     assert read == order(rows, seed=seed, epoch=epoch)
 
 
+@given(rows=st.integers(0, 40), ranks=st.integers(1, 4), batch_size=st.integers(1, 6))
+@settings(max_examples=40)
+def test_ranks_agree_between_two_steps(rows: int, ranks: int, batch_size: int) -> None:
+    """Also when the last batch of some is shorter than that of others."""
+    by_step: dict[int, set[int]] = {}
+    for rank in range(ranks):
+        stream = RowStream(MemoryRows(range(rows)), batch_size=batch_size, rank=rank, world_size=ranks)
+        for step, _ in enumerate(DataLoader(stream, batch_size=batch_size, collate_fn=as_it_is)):
+            by_step.setdefault(step, set()).add(stream.state_dict()["position"])
+    for step, positions in by_step.items():
+        assert positions == {min(rows, (step + 1) * batch_size * ranks)}
+
+
 @pytest.mark.parametrize("taken", [0, 1, 7, 24, 26])
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 3), (3, 1)])
 def test_what_workers_had_prefetched_comes_again(before: int, after: int, taken: int) -> None:
