@@ -37,6 +37,7 @@ SMALLEST_MAP_BYTES = 1 << 20
 MAX_TABLES = 126
 MAX_READERS = 1024  # read transactions over all processes; 64 bytes each in the lock file
 _FORK_WAIT_S = 10.0
+_FULL_BYTES = 1 << 20  # what a file system may keep back of its last bytes
 _TABLE_RECORD_BYTES = 48  # mdb.c struct MDB_db, the value under a table's name
 Lmdb = Any  # lmdb has type hints since 3.0 only
 
@@ -416,8 +417,15 @@ class Environment:
             )
         for number in (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.ENOMEM):
             if code == number or os.strerror(number) in str(exc):
-                return OSError(number, said)
+                if number == errno.EIO and self._is_disk_full():
+                    number = errno.ENOSPC
+                return OSError(number, f"{os.strerror(number)}: {said}")
         return KaraError(said)
+
+    def _is_disk_full(self) -> bool:
+        """LMDB calls a write that was cut short an I/O error, whatever the reason."""
+        disk = os.statvfs(self.files.data.parent)
+        return disk.f_bavail * disk.f_frsize < _FULL_BYTES
 
 
 class MapChanged(Exception):
