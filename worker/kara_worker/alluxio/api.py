@@ -15,7 +15,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from kara_cache.errors import AccessDenied
 from kara_cache.token import Verb
 from kara_cache.ufs.base import FileInfo
 from kara_worker.access import AccessControl
@@ -206,7 +205,7 @@ class AlluxioApi:
         path = self._parts.names.kara_path(url)
         self._access.check(request, verb, path)
         if verb == "write" and not self._writes:
-            raise AccessDenied("this listener is anonymous and takes no writes: see alluxio_anonymous_writes")
+            raise PermissionError("this listener is anonymous and takes no writes: alluxio_anonymous_writes")
         return path
 
     async def _load(self, request: Request) -> None:
