@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from time import monotonic
 
 from benchmarks import machine
 from benchmarks.rows import cluster, local, report
@@ -29,13 +30,16 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="kara-rows-", dir=options.home) as directory:
         home = Path(directory)
         rows = generate(home / "generated", count)
-        results, through = Results(), None
+        results, through, facts = Results(), None, _facts(rows)
+        until = monotonic() + options.minutes * 60
         with local.contest(rows, home, results, options.only or [], options.nice) as contest:
-            local.run(contest, rounds, options.column or [])
+            rounds = local.run(contest, rounds, options.column or [], until)
+            if options.out is not None:
+                report.write(results, None, rows, facts, rounds, options.out)
             if not options.no_cluster and OURS in contest.processes:
-                place = home / local.directory_of(OURS)
-                through = cluster.run(contest, place, home, rounds, options.column or [], options.nice)
-        facts = _facts(rows)
+                place, wanted = home / local.directory_of(OURS), options.column or []
+                until = monotonic() + options.minutes * 60 / 3
+                through = cluster.run(contest, place, home, rounds, wanted, until, options.nice)
         print(report.markdown(results, through, rows, facts, rounds))
         if options.out is not None:
             report.write(results, through, rows, facts, rounds, options.out)
@@ -71,6 +75,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--no-cluster", action="store_true", help="leave out the rows through three workers")
     parser.add_argument("--out", type=Path, help="directory for the report, for example docs/benchmarks")
     parser.add_argument("--home", help="where files lie; a disk with 15 GB. Default: the temporary directory")
+    parser.add_argument("--minutes", type=float, default=60, help="no new round after so many; default 60")
     parser.add_argument("--nice", type=int, default=0, help="e.g. -10 as root on a machine that others use")
     return parser.parse_args(arguments)
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 
 from benchmarks.machine import raise_priority
 from benchmarks.rounds import Meter
@@ -114,7 +115,7 @@ def oss_server(home: Path) -> Iterator[tuple[str, Path, int]]:
 
 
 def run(
-    contest: Contest, place: Path, home: Path, rounds: int, columns: list[str], nice: int = 0
+    contest: Contest, place: Path, home: Path, rounds: int, columns: list[str], until: float, nice: int = 0
 ) -> ClusterResults:
     """`place` has the data set that kara_cache wrote; it is copied into the store as it is."""
     with contextlib.ExitStack() as stack:
@@ -149,6 +150,8 @@ def run(
                 return _round(found, processes, order, number, columns, home)
 
             found.results.foreign.append(meter.run(work).foreign)
+            if monotonic() > until:
+                break
         found.later_gets, found.later_requests = log.take()
         return found
 

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from benchmarks.machine import raise_priority
 from benchmarks.rounds import Meter
@@ -110,25 +111,33 @@ def _enter(contest: Contest, peer: Peer) -> None:
     contest.processes[name] = process
 
 
-def run(contest: Contest, rounds: int, columns: list[str]) -> None:
+def run(contest: Contest, rounds: int, columns: list[str], until: float) -> int:
+    """Rounds until there are enough, or until `until` (monotonic); how many there were."""
     meter = Meter(lambda: [pid for pid in contest.pids if Path(f"/proc/{pid}").exists()])
     for number in range(rounds):
         names = list(contest.processes)
         names = names[::-1] if number % 2 else names
 
         def work(names: list[str] = names, number: int = number) -> dict[str, dict[str, float]]:
-            for column in (APPEND, *READS):
-                if columns and column.key not in columns:
-                    continue
-                _say(f"round {number + 1} of {rounds}: {column.title}")
-                for name in names:
-                    if column is APPEND:
-                        contest.append(name, number)
-                    else:
-                        contest.ask(name, column, number)
+            _round(contest, names, number, columns)
             return {}
 
         contest.results.foreign.append(meter.run(work).foreign)
+        if monotonic() > until:
+            return number + 1
+    return rounds
+
+
+def _round(contest: Contest, names: list[str], number: int, columns: list[str]) -> None:
+    for column in (APPEND, *READS):
+        if columns and column.key not in columns:
+            continue
+        _say(f"round {number + 1}: {column.title}")
+        for name in names:
+            if column is APPEND:
+                contest.append(name, number)
+            else:
+                contest.ask(name, column, number)
 
 
 def best_of(process: FormatProcess, column: Column) -> dict[str, float]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from kara_cache import KaraStorage, make_torch_dataset
+from kara_cache import KaraStorage
 from kara_cache.serialization import JSONSerializer, NoSerializer
 
 NAMESPACE, KEY, VERSION = "bench", "rows", "1"
@@ -49,6 +49,8 @@ class Reader:
 
     def shuffled(self) -> Iterator[Any]:
         """In the order that kara-storage gives, which is what the other formats do here as well."""
+        from kara_cache import make_torch_dataset
+
         return iter(make_torch_dataset(self._rows, shuffle=True))
 
     def streamed(self) -> Iterator[Any]:
