@@ -151,7 +151,12 @@ class CacheClient:
         """
         if monotonic() >= self._push.due_at:
             self._push.when_due()
-        return self._ranges.read([(self._known(file), start, length) for file, start, length in ranges])
+        wanted, last, known = [], None, None
+        for file, start, length in ranges:
+            if file is not last or known is None:  # neighbours are mostly of one file
+                last, known = file, self._known(file)
+            wanted.append((known, start, length))
+        return self._ranges.read(wanted)
 
     def open_reader(self, file: FileInfo) -> SequentialReader:
         """For many reads of one file: what is read in sequence is fetched in advance. Close it after use."""

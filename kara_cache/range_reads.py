@@ -40,8 +40,11 @@ class RangeReads:
         All views share one piece of memory.
         """
         began = monotonic()
-        lengths = [max(0, min(length, file.size - start)) for file, start, length in ranges]
-        memory, at = fresh_memory(sum(lengths)), 0
+        lengths = [
+            length if 0 <= length <= file.size - start else max(0, min(length, file.size - start))
+            for file, start, length in ranges
+        ]
+        memory, at, made = fresh_memory(sum(lengths)), 0, tuple.__new__
         views: list[memoryview] = []
         pieces: list[Piece] = []
         for (file, start, _), length in zip(ranges, lengths, strict=True):
@@ -49,7 +52,7 @@ class RangeReads:
             at += length
             views.append(view)
             if 0 < length <= STRIPE_BYTES - start % STRIPE_BYTES:
-                pieces.append(Piece(file, start, view))
+                pieces.append(made(Piece, (file, start, view)))  # in half the time that Piece() takes
             elif length:
                 pieces += [
                     Piece(file, stripe.start, view[stripe.start - start : stripe.stop - start])
@@ -57,7 +60,7 @@ class RangeReads:
                 ]
         deadline = self._failover.deadline()
         if self._local.page_sizes or self._has_local_workers():
-            pieces = self._read_here(pieces, deadline)
+            pieces = self._read_here(pieces, len(memory), deadline)
         for _ in range(_ROUNDS):
             if pieces:
                 pieces = self._round(pieces, deadline)
@@ -69,8 +72,8 @@ class RangeReads:
     def _has_local_workers(self) -> bool:
         return any(client.link.is_local for client in self._failover.cluster.table().clients.values())
 
-    def _read_here(self, pieces: Sequence[Piece], deadline: float) -> list[Piece]:
-        """What is left when everything was read that pages of this host have."""
+    def _read_here(self, pieces: Sequence[Piece], size: int, deadline: float) -> list[Piece]:
+        """What is left of pieces of `size` bytes when everything was read that pages of this host have."""
         left = read_pieces(self._local, pieces)
         if left and self._take_pages(left, deadline):
             left = read_pieces(self._local, left)
@@ -78,8 +81,7 @@ class RangeReads:
             left = [piece for piece in left if not self._read_held(piece)]
         here = len(pieces) - len(left)
         if here:
-            count = sum(len(piece.view) for piece in pieces) - sum(len(piece.view) for piece in left)
-            self._metrics.ranges("local", here, count)
+            self._metrics.ranges("local", here, size - sum(len(piece.view) for piece in left))
         return left
 
     def _take_pages(self, pieces: Sequence[Piece], deadline: float) -> bool:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from kara_cache.errors import StaleVersion, UnderStoreError
 from kara_cache.storage.rows.segments import find_segments
-from kara_cache.storage.rows.spans import cut, runs_of
+from kara_cache.storage.rows.spans import cut, cut_all, runs_of
 from kara_cache.storage.rows.stored_bytes import StoredBytes
 from kara_cache.ufs import UnderStore, open_store
 from kara_cache.ufs.base import FileInfo
@@ -122,13 +122,13 @@ def test_runs_cover_every_span_once_and_stay_within_their_limits(
     data = numbered(3400)
     starts, stops = [a for a, _ in wanted], [a + n for a, n in wanted]
     runs, places, lengths = runs_of(starts, stops, gap, limit)
-    memory = b"".join(data[run.start : run.stop] for run in runs)
+    memory = b"".join(data[first:last] for first, last in runs)
     assert [memory[p : p + n] for p, n in zip(places, lengths, strict=True)] == [
         data[a:b] for a, b in zip(starts, stops, strict=True)
     ]
     longest = max((n for _, n in wanted), default=0)
-    assert all(run.stop - run.start <= max(limit, longest) for run in runs)
-    assert sum(run.stop - run.start for run in runs) <= sum(n + gap for _, n in wanted)
+    assert all(last - first <= max(limit, longest) for first, last in runs)
+    assert sum(last - first for first, last in runs) <= sum(n + gap for _, n in wanted)
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.data())
@@ -139,6 +139,11 @@ def test_a_cut_names_each_byte_once_and_no_empty_segment(sizes: list[int], data:
     positions = [(s, at) for s, size in enumerate(sizes) for at in range(size)]
     named = [(s, at + i) for s, at, count in cut(start, stop, ends) for i in range(count)]
     assert named == positions[start:stop]
+    middle = data.draw(st.integers(start, stop))
+    runs = [run for run in ((start, middle), (middle, stop)) if run[0] < run[1]]
+    assert [(s, at + i) for s, at, count in cut_all(runs, ends) for i in range(count)] == positions[
+        start:stop
+    ]
 
 
 def test_neighbours_are_one_request_and_far_ones_two() -> None:

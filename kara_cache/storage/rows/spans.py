@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
 
-
-class Run(NamedTuple):
-    """Bytes [start, stop) of the stream that are fetched as one."""
-
-    start: int
-    stop: int
+Run = tuple[int, int]
+"""Bytes [start, stop) of the stream that are fetched as one."""
 
 
 def runs_of(
@@ -35,14 +30,14 @@ def runs_of(
             continue
         if start - run_stop > gap or stop - run_start > limit or not run_stop:
             if run_stop:
-                runs.append(Run(run_start, run_stop))
+                runs.append((run_start, run_stop))
                 base += run_stop - run_start
             run_start, run_stop = start, stop
         elif stop > run_stop:
             run_stop = stop
         places[i], lengths[i] = base + start - run_start, stop - start
     if run_stop:
-        runs.append(Run(run_start, run_stop))
+        runs.append((run_start, run_stop))
     return runs, places, lengths
 
 
@@ -54,3 +49,17 @@ def cut(start: int, stop: int, ends: Sequence[int]) -> Iterator[tuple[int, int, 
         if last > start:  # a segment may be empty
             yield segment, start - (ends[segment - 1] if segment else 0), last - start
         start, segment = last, segment + 1
+
+
+def cut_all(runs: Iterable[Run], ends: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """`cut` of all runs, which come in order: nearly all lie in the segment of the one before."""
+    segment, low, high = 0, 0, 0
+    for start, stop in runs:
+        if stop > high:
+            segment = bisect_right(ends, start)
+            low, high = ends[segment - 1] if segment else 0, ends[segment]
+            if stop > high:
+                yield from cut(start, stop, ends)
+                high = 0
+                continue
+        yield segment, start - low, stop - start

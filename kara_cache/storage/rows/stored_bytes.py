@@ -9,7 +9,7 @@ from kara_cache.cache_client import CacheClient
 from kara_cache.read_ahead import SequentialReader
 from kara_cache.storage.rows.segment_reads import CachedReads, DirectReads, SegmentReads
 from kara_cache.storage.rows.segments import ends_of, find_segments
-from kara_cache.storage.rows.spans import cut, runs_of
+from kara_cache.storage.rows.spans import cut, cut_all, runs_of
 from kara_cache.ufs.base import FileInfo, UnderStore
 from kara_cache.ufs.per_process import PerProcess
 
@@ -89,17 +89,13 @@ class StoredBytes:
         runs, places, lengths = runs_of(_ints(starts), _ints(stops), self._reads.gap_bytes, _RUN_BYTES)
         if not runs:
             return [memoryview(b"")] * len(lengths)
-        if runs[0].start < 0 or runs[-1].stop > self.size:
+        first, last = runs[0][0], runs[-1][1]
+        if first < 0 or last > self.size:
             raise ValueError(
-                f"{self._directory}: spans from {runs[0].start} to {runs[-1].stop}, "
-                f"but the stream has {self.size} bytes"
+                f"{self._directory}: spans from {first} to {last}, but the stream has {self.size} bytes"
             )
-        segments, ends = self.segments, self._ends
-        ranges = [
-            (segments[segment], at, count)
-            for start, stop in runs
-            for segment, at, count in cut(start, stop, ends)
-        ]
+        segments = self.segments
+        ranges = [(segments[segment], at, count) for segment, at, count in cut_all(runs, self._ends)]
         memory = self._reads.gather(ranges).toreadonly()
         return [memory[at : at + length] for at, length in zip(places, lengths, strict=True)]
 
