@@ -12,11 +12,11 @@ from kara_cache.attachment import Attachment
 from kara_cache.cli import screen
 from kara_cache.cli.dataset_listing import dataset_names, print_names, print_versions
 from kara_cache.cli.exit_code import UsageError
-from kara_cache.cli.row_text import row_line
+from kara_cache.cli.row_text import MsgpackRows, Rows, msgpack_as_json, row_line
 from kara_cache.cli.storage_place import open_place
 from kara_cache.errors import FormatError
 from kara_cache.quantity import format_bytes
-from kara_cache.serialization import NoSerializer
+from kara_cache.serialization import NoSerializer, Serializer
 from kara_cache.storage.location import Location
 from kara_cache.storage.rows.row_dataset import RowDataset
 from kara_cache.storage.versions import Versions, read_versions
@@ -26,19 +26,19 @@ def view(_: Attachment, arguments: argparse.Namespace) -> None:
     """The viewer on a terminal; every row from `--begin` as a line of JSON anywhere else."""
     from kara_cache.cli import row_viewer  # looks for a terminal's library
 
-    with _opened(arguments) as dataset:
+    with opened(arguments) as dataset:
         if sys.stdin.isatty() and sys.stdout.isatty():
             try:
-                row_viewer.view(dataset, arguments.begin)
+                row_viewer.view(_rows(dataset, arguments), arguments.begin)
                 return
             except curses.error as exc:
                 print(f"kara: no viewer on this terminal ({exc}), so rows as JSON lines", file=sys.stderr)
-        _print_rows(dataset, arguments.begin, len(dataset))
+        _print_rows(dataset, arguments, len(dataset))
 
 
 def head(_: Attachment, arguments: argparse.Namespace) -> None:
-    with _opened(arguments) as dataset:
-        _print_rows(dataset, arguments.begin, arguments.begin + arguments.count)
+    with opened(arguments) as dataset:
+        _print_rows(dataset, arguments, arguments.begin + arguments.count)
 
 
 def list_rows(_: Attachment, arguments: argparse.Namespace) -> None:
@@ -52,7 +52,7 @@ def list_rows(_: Attachment, arguments: argparse.Namespace) -> None:
 
 
 def info(_: Attachment, arguments: argparse.Namespace) -> None:
-    with _opened(arguments) as dataset:
+    with opened(arguments) as dataset:
         rows, size, found = len(dataset), dataset.nbytes(), dataset.version
         versions = _versions(found.location, arguments)
         if arguments.json:
@@ -74,7 +74,7 @@ def info(_: Attachment, arguments: argparse.Namespace) -> None:
 
 def verify(_: Attachment, arguments: argparse.Namespace) -> None:
     """Raises FormatError when a row is damaged, after all of them are printed."""
-    with _opened(arguments) as dataset:
+    with opened(arguments) as dataset:
         with screen.count("Verifying", len(dataset), "row") as bar:
             found = dataset.verify(bar.update)
         version = dataset.version.name
@@ -94,8 +94,11 @@ def verify(_: Attachment, arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _opened(arguments: argparse.Namespace) -> Iterator[RowDataset]:
-    """Rows as bytes. Raises FileNotFoundError where the data set or its version is not there."""
+def opened(arguments: argparse.Namespace, serializer: Serializer | None = None) -> Iterator[RowDataset]:
+    """With rows as bytes, unless a serializer is given.
+
+    Raises FileNotFoundError where the data set or its version is not there.
+    """
     with closing(open_place(arguments)) as location:
         versions = _versions(location, arguments)
         version = arguments.version or "latest"
@@ -104,7 +107,7 @@ def _opened(arguments: argparse.Namespace) -> Iterator[RowDataset]:
                 f"{_name(arguments)}: no version {version}, there are {', '.join(versions.names)}"
             )
         with RowDataset.open(
-            location, arguments.namespace, arguments.key, "r", version, NoSerializer()
+            location, arguments.namespace, arguments.key, "r", version, serializer or NoSerializer()
         ) as dataset:
             if getattr(arguments, "begin", 0) > len(dataset):
                 raise UsageError(f"--begin {arguments.begin}: there are {len(dataset)} rows")
@@ -122,6 +125,12 @@ def _name(arguments: argparse.Namespace) -> str:
     return f"{arguments.namespace}/{arguments.key}"
 
 
-def _print_rows(dataset: RowDataset, start: int, stop: int) -> None:
-    for row in dataset.slice(start, max(0, min(stop, len(dataset)) - start)):
+def _print_rows(dataset: RowDataset, arguments: argparse.Namespace, stop: int) -> None:
+    start = arguments.begin
+    rows = dataset.slice(start, max(0, min(stop, len(dataset)) - start))
+    for row in map(msgpack_as_json, rows) if arguments.serialization == "msgpack" else rows:
         print(row_line(row))
+
+
+def _rows(dataset: RowDataset, arguments: argparse.Namespace) -> Rows:
+    return MsgpackRows(dataset) if arguments.serialization == "msgpack" else dataset

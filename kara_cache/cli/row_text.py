@@ -5,9 +5,41 @@ from __future__ import annotations
 import json
 import unicodedata
 from base64 import b64encode
+from typing import Protocol
+
+import msgspec
 
 _HEX_BYTES = 16  # a line of a dump
 _MAX_DUMP_BYTES = 64 << 10  # 4096 lines; nobody reads on from there
+
+
+class Rows(Protocol):
+    """What is looked at: bytes by number. Raises FormatError for a damaged row."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> bytes: ...
+
+
+class MsgpackRows:
+    """Rows of msgpack as JSON; bytes in them are base64."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> bytes:
+        return msgpack_as_json(self._rows[index])
+
+
+def msgpack_as_json(row: bytes) -> bytes:
+    """The row itself where it is no msgpack, or nothing that JSON has a word for."""
+    try:
+        return msgspec.json.encode(msgspec.msgpack.decode(row))
+    except (msgspec.MsgspecError, TypeError, ValueError):
+        return row
 
 
 def row_line(row: bytes) -> str:

@@ -6,9 +6,8 @@ import curses
 import locale
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
 
-from kara_cache.cli.row_text import cut, row_lines, shown, width
+from kara_cache.cli.row_text import Rows, cut, row_lines, shown, width
 from kara_cache.errors import FormatError
 
 _HINTS = (  # the longest that fits
@@ -33,14 +32,6 @@ _KEYS = {
     curses.KEY_ENTER: "enter",
     curses.KEY_RESIZE: "resize",
 }
-
-
-class Rows(Protocol):
-    """What a viewer looks at; `fetch` raises IndexError, FormatError for a damaged row."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> bytes: ...
 
 
 class RowViewer:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kara_cache.attachment import Attachment
-from kara_cache.cli import object_commands, row_commands
+from kara_cache.cli import object_commands, row_commands, row_interchange
+from kara_cache.storage.interchange import KINDS
 
 if TYPE_CHECKING:
     _Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -36,6 +37,13 @@ _ROW_EXAMPLES = {
     "verify": """\
   kara row file:///datasets verify web pages
   kara row file:///datasets verify web pages -v 3 --json""",
+    "import": """\
+  kara row file:///datasets import web pages pages.jsonl
+  kara row oss://oss-cn-beijing.aliyuncs.com/bucket import web pages ./parquet -v 2026-11
+  kara row file:///datasets import vision digits ./digits --kind images""",
+    "export": """\
+  kara row file:///datasets export web pages pages.parquet
+  kara row kara::s3://bucket export vision digits digits.tar -v 3""",
 }
 _OBJ_EXAMPLES = {
     "save": """\
@@ -72,6 +80,7 @@ def _add_rows(verbs: _Verbs, connection: Connection) -> None:
     sub = action("view", row_commands.view, "Look at rows in a full-screen viewer; JSON lines if piped.")
     _dataset(sub)
     _begin(sub)
+    _shown_as(sub)
 
     sub = action("ls", row_commands.list_rows, "List data sets, or the versions of one.")
     _dataset(sub, optional=True, version=False)
@@ -85,6 +94,18 @@ def _add_rows(verbs: _Verbs, connection: Connection) -> None:
     _dataset(sub)
     sub.add_argument("-n", "--count", metavar="N", type=_natural, default=10, help="rows; default 10")
     _begin(sub)
+    _shown_as(sub)
+
+    text = f"Make a version of the rows of a file or directory ({', '.join(KINDS)}); prints its name."
+    sub = action("import", row_interchange.import_, text)
+    _dataset(sub, version="name of the new version; default: the smallest number that is free")
+    _interchange(sub, "source", "of rows")
+    sub.add_argument("--append", action="store_true", help="to a version that is there")
+
+    text = f"Write the rows of a version to a new file or directory ({', '.join(KINDS)})."
+    sub = action("export", row_interchange.export, text)
+    _dataset(sub)
+    _interchange(sub, "target", "that rows have")
 
     sub = action("verify", row_commands.verify, "Read every row and compare it with its checksum.")
     _dataset(sub)
@@ -170,6 +191,19 @@ def _dataset(
 
 def _begin(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--begin", metavar="N", type=_natural, default=0, help="first row; default 0")
+
+
+def _shown_as(parser: argparse.ArgumentParser) -> None:
+    text = "of rows; default: json, text or bytes, as each row is"
+    parser.add_argument("--serialization", choices=("json", "msgpack", "raw"), help=text)
+
+
+def _interchange(parser: argparse.ArgumentParser, path: str, text: str) -> None:
+    parser.add_argument(path, metavar=path.upper(), help="local file or directory")
+    parser.add_argument("--kind", choices=KINDS, help="default: as its name tells")
+    text = f"{text}; default: json, msgpack for images and webdataset"
+    parser.add_argument("--serialization", choices=("json", "msgpack", "raw"), help=text)
+    _json(parser)
 
 
 def _json(parser: argparse.ArgumentParser, text: str = "for scripts") -> None:

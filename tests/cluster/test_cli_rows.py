@@ -17,7 +17,8 @@ import pytest
 from services import require_module
 
 from kara_cache import KaraStorage
-from kara_cache.cli.exit_code import ExitCode
+from kara_cache.cli import row_interchange
+from kara_cache.cli.exit_code import ExitCode, UsageError
 from kara_cache.cli.main import main
 from kara_cache.serialization import NoSerializer
 from kara_worker.testing.oss_server import OssServer
@@ -28,7 +29,7 @@ from terminal import Terminal  # noqa: E402 - needs pyte
 
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
 ROWS = [{"id": i, "title": f"标题 {i}", "words": ["a", "b"]} for i in range(40)]
-ACTIONS = ("view", "ls", "info", "head", "verify")
+ACTIONS = ("view", "ls", "info", "head", "verify", "import", "export")
 
 
 @pytest.fixture(scope="module")
@@ -324,3 +325,105 @@ def test_a_reader_that_has_enough(url: str) -> None:
         ["bash", "-o", "pipefail", "-c", command], capture_output=True, timeout=60, check=False
     )
     assert (done.returncode, json.loads(done.stdout), done.stderr) == (0, ROWS[0], b"")
+
+
+# -- other formats
+
+
+def test_json_lines_in_and_out(kara: Kara, tmp_path: Path) -> None:
+    place = f"file://{tmp_path}/db"
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+    (tmp_path / "rows.jsonl").write_text(lines)
+    assert kara("row", place, "import", "web", "pages", tmp_path / "rows.jsonl").out == "0\n"
+    (document,) = kara("row", place, "import", "web", "pages", tmp_path / "rows.jsonl", "--json").documents
+    assert document == {"version": "1", "rows": 40}
+    assert kara("row", place, "view", "web", "pages").documents == ROWS
+    assert kara("row", place, "export", "web", "pages", tmp_path / "out.jsonl").out == "40\n"
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == ROWS
+    said = kara("row", place, "export", "web", "pages", tmp_path / "out.jsonl")
+    assert (said.code, said.out) == (ExitCode.FAILED, "")
+    assert "is there already" in said.words
+
+
+def test_images_in_and_out(kara: Kara, tmp_path: Path) -> None:
+    place = f"file://{tmp_path}/db"
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        (tmp_path / "images" / label / "0.png").write_bytes(b"\x89PNG" + label.encode())
+    assert (
+        kara("row", place, "import", "vision", "pets", tmp_path / "images", "--kind", "images").out == "0\n"
+    )
+    rows = kara("row", place, "head", "vision", "pets", "--serialization", "msgpack").documents
+    assert [row["label"] for row in rows] == ["cat", "dog"]
+    assert kara("row", place, "export", "vision", "pets", tmp_path / "out", "--kind", "images").out == "2\n"
+    assert (tmp_path / "out" / "dog" / "0.png").read_bytes() == b"\x89PNGdog"
+
+
+def test_appending(kara: Kara, tmp_path: Path) -> None:
+    place = f"file://{tmp_path}/db"
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
+    imports = ("row", place, "import", "web", "pages", tmp_path / "a.jsonl")
+    assert kara(*imports, "-v", "x").out == "x\n"
+    said = kara(*imports, "-v", "x")
+    assert (said.code, said.out) == (ExitCode.FAILED, "")
+    assert "--append adds rows" in said.words
+    assert kara(*imports, "-v", "latest", "--append").out == "x\n"
+    assert kara("row", place, "view", "web", "pages").documents == [{"a": 1}] * 2
+    assert kara(*imports, "--append").code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("kind", ["file", "oss"])
+def test_an_import_that_fails_leaves_no_version(
+    kara: Kara, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "good.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "bad.jsonl").write_text('{"a": 1}\n' * 5 + "{broken\n")
+    with OssServer(buckets=["bucket"]) as server:
+        place, more = f"file://{tmp_path}/db", []
+        if kind == "oss":
+            place, more = f"oss://{server.host}/bucket", ["--store-option", "oss.use_ssl=false"]
+            monkeypatch.setenv("KARA_APP_KEY", server.credentials.key_id)
+            monkeypatch.setenv("KARA_APP_SECRET", server.credentials.key_secret)
+        imports = ("row", place, "import", "web", "pages")
+        said = kara(*imports, tmp_path / "bad.jsonl", *more)
+        assert (said.code, said.out) == (ExitCode.FAILED, "")
+        assert "bad.jsonl" in said.words
+        assert kara("row", place, "ls", "web", "pages", *more).code == ExitCode.NOT_FOUND
+        assert kara(*imports, tmp_path / "good.jsonl", *more).out == "0\n"
+        assert kara(*imports, tmp_path / "bad.jsonl", *more).code == ExitCode.FAILED
+        assert kara("row", place, "ls", "web", "pages", *more).lines == ["0 (latest)"]
+        assert kara(*imports, tmp_path / "good.jsonl", *more).out == "1\n"
+        assert kara("row", place, "view", "web", "pages", *more).documents == [{"a": 1}]
+
+
+GUESSES = {
+    "x.jsonl": "jsonl",
+    "x.PARQUET": "parquet",
+    "x.tar": "webdataset",
+    "tars/": None,
+    "env/": "lmdb",
+    "parts/": "parquet",
+    "mixed/": None,
+    "x.csv": None,
+}
+
+
+@pytest.mark.parametrize("name", GUESSES)
+def test_what_a_name_tells(tmp_path: Path, name: str) -> None:
+    for path in (
+        "env/data.mdb",
+        "parts/0.parquet",
+        "parts/_SUCCESS",
+        "mixed/a.tar",
+        "mixed/b.parquet",
+        "tars/x",
+    ):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    wanted = GUESSES[name]
+    if wanted is not None:
+        assert row_interchange._kind(str(tmp_path / name), None) == wanted
+        return
+    with pytest.raises(UsageError, match="--kind"):
+        row_interchange._kind(str(tmp_path / name), None)
+    assert row_interchange._kind(str(tmp_path / name), "images") == "images"

@@ -17,6 +17,7 @@ from services import require_module
 from kara_cache import KaraStorage
 
 require_module("pyte")
+require_module("pyarrow")
 from terminal import Terminal  # noqa: E402 - needs pyte
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -35,6 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [name for name in os.environ if name.startswith("KARA_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "articles.jsonl").write_text('{"id": 1}\n{"id": 2}\n')
     (tmp_path / "checkpoint" / "weights").mkdir(parents=True)
     (tmp_path / "checkpoint" / "config.json").write_text("{}")
     (tmp_path / "checkpoint" / "weights" / "part-0.bin").write_bytes(os.urandom(1 << 20))
@@ -72,7 +74,7 @@ def lines_of_a_shell() -> list[tuple[str, str]]:
 
 def test_lines_of_a_shell(place: Path) -> None:
     found = lines_of_a_shell()
-    assert len(found) == 12
+    assert len(found) == 14
     for command, output in found:
         assert command.startswith("kara ")
         line = command.replace("kara", shlex.join(KARA), 1)
