@@ -34,6 +34,7 @@ class AlluxioServer:
     node: str = ""  # host:port that /v1/node names; "" for itself
     failures: dict[str, tuple[int, str]] = field(default_factory=dict)
     gone: bool = False
+    cuts: int = 0  # requests that are not answered, but their connections cut
     short: int = 0  # bytes that every range lacks
     loads: dict[str, str] = field(default_factory=dict)  # state by path
     requests: list[Request] = field(default_factory=list)
@@ -143,7 +144,8 @@ def alluxio_server(files: dict[str, bytes] | None = None) -> Iterator[AlluxioSer
         def do_GET(self) -> None:
             split = urlsplit(self.path)
             _, _, endpoint, *rest = split.path.split("/")
-            if served.gone:
+            if served.gone or served.cuts:
+                served.cuts -= bool(served.cuts)
                 self.close_connection = True
                 return
             body = self._body() if self.command == "POST" else b""

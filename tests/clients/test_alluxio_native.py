@@ -18,7 +18,9 @@ from published import python_with
 from services import free_port
 
 from kara_cache.alluxio import AlluxioClient, AlluxioFileSystem, CPOption, LoadState, RMOption
+from kara_cache.alluxio.native_members import NativeMembers
 from kara_cache.alluxio.ring import Ring, RingWorker
+from kara_cache.config import ClientConfig
 from kara_cache.errors import AccessDenied, ConfigError, WorkerUnavailable
 from kara_worker.testing.etcd_server import EtcdServer
 
@@ -222,6 +224,41 @@ def test_a_worker_that_fails_is_replaced_by_another_one() -> None:
         fs.close()
 
 
+def test_a_connection_that_died_while_it_was_idle_is_replaced(server: AlluxioServer) -> None:
+    fs = filesystem(server)
+    fs.info(URL)
+    server.cuts = 1
+    assert fs.cat_file(URL, 0, 5) == CONTENT[:5]
+    assert fs.get_error_metrics()["error_counts"] == {}
+    fs.close()
+
+
+def test_a_worker_that_failed_is_left_alone_for_a_while() -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(alluxio_server({URL: b"here"})) for _ in range(2)]
+        ring = Ring([RingWorker.of_host(server.address, server.port) for server in servers])
+        (owner,) = (server for server in servers if server.port == ring.owners(URL)[0].http_port)
+        fs = filesystem(*servers, suspect_s=3600)
+        owner.failures["range"] = (503, "busy")
+        for _ in range(3):
+            assert fs.cat_file(URL) == b"here"
+        assert len(owner.asked("range")) == 1
+        fs.close()
+
+
+def test_dropping_from_the_cache_never_deletes_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    with alluxio_server() as server:
+        server.gone = True
+        fs = filesystem(server, **store_of(tmp_path))
+        with pytest.raises(WorkerUnavailable):
+            fs.rm(str(tmp_path / "file"), remove_alluxio_only=True)
+        assert (tmp_path / "file").read_bytes() == CONTENT
+        fs.rm(str(tmp_path / "file"))
+        assert not (tmp_path / "file").exists()
+        fs.close()
+
+
 def test_what_may_have_happened_is_not_asked_of_a_second_worker() -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(alluxio_server({URL: b"here"})) for _ in range(2)]
@@ -328,6 +365,32 @@ def test_workers_of_etcd_and_a_value_that_is_none(server: AlluxioServer) -> None
         etcd.stop()
         assert client.read(URL) == CONTENT
         client.close()
+
+
+@pytest.mark.etcd
+def test_a_cluster_that_seems_empty_keeps_its_last_workers() -> None:
+    from kara_cache.membership.etcd import EtcdClient
+
+    now = [0.0]
+    with EtcdServer() as etcd:
+        config = ClientConfig.load(env={}, cluster_name="ai", etcd_hosts="127.0.0.1", etcd_port=etcd.port)
+        members = NativeMembers(config, 5, clock=lambda: now[0])
+        keys = EtcdClient(etcd.url)
+        keys.put("/ServiceDiscovery/ai/one", record("01" * 16, 1001))
+        assert [worker.http_port for worker in members.ring().workers] == [1001]
+        keys.put("/ServiceDiscovery/ai/two", record("02" * 16, 1002))
+        assert len(members.ring().workers) == 1  # not asked at every call
+        now[0] += 60
+        assert len(members.ring().workers) == 2
+        keys.delete("/ServiceDiscovery/ai/one")
+        members.doubt()
+        now[0] += 5
+        assert [worker.http_port for worker in members.ring().workers] == [1002]
+        keys.delete("/ServiceDiscovery/ai/two")
+        now[0] += 60
+        assert [worker.http_port for worker in members.ring().workers] == [1002]
+        keys.close()
+        members.close()
 
 
 @pytest.mark.etcd

@@ -124,6 +124,16 @@ def published_owners(identifiers: list[bytes], virtual_nodes: int, key: str, cou
     return found
 
 
+def test_a_virtual_node_at_the_very_hash_of_a_path_is_not_its_owner() -> None:
+    """Strictly above: here the bytes hashed for a path and for a virtual node are the same."""
+    worker = RingWorker(b"s3://bucket/x", 1, "one", 1)
+    path = "s3://bucket/x\x01\0\0\0"
+    assert hash_of_path(path, 1) == hash_of(worker, 1)
+    others = [RingWorker(bytes([number]) * 16, 1, "other", number) for number in range(2, 30)]
+    (owner,) = Ring([worker, *others]).owners(path)
+    assert owner in others
+
+
 def test_no_workers_own_nothing() -> None:
     assert Ring([]).owners("s3://bucket/a") == ()
 
