@@ -15,10 +15,13 @@ from kara_cache.ufs.base import FileInfo
 from kara_worker.alluxio.api_errors import message_of, status_of
 from kara_worker.alluxio.byte_range import RangeNotSatisfiable, parse_range
 from kara_worker.alluxio.deadline import answered_within
+from kara_worker.alluxio.file_bytes import filling
 from kara_worker.alluxio.file_status import file_status, readable_size
 from kara_worker.alluxio.load_answers import LoadAnswers, load_options
 from kara_worker.alluxio.ufs_names import UnknownMount
 from kara_worker.config import WorkerConfig
+from kara_worker.fill import Fill
+from kara_worker.page_cache import FillPart
 
 # -- ranges -------------------------------------------------------------------------------------------
 
@@ -117,6 +120,54 @@ def test_only_a_missing_file_is_a_500() -> None:
     }
     assert message_of(KeyError("secret detail")) == "the worker failed: KeyError"
     assert message_of(FileNotFoundError(2, "No such file", "/x")) == "No such file: /x"
+
+
+# -- fills --------------------------------------------------------------------------------------------
+
+
+def taken(fill: Fill, stop: int) -> bytes:
+    async def main() -> bytes:
+        return b"".join([bytes(view) async for view in filling(FillPart(fill, 0, stop))])
+
+    return asyncio.run(main())
+
+
+def made(data: bytes) -> Fill:
+    async def main() -> Fill:
+        fill = Fill(0, 0, len(data), keep=True)
+        fill.attach(memoryview(bytearray(data)))
+        return fill
+
+    return asyncio.run(main())
+
+
+def test_a_fill_that_is_complete_is_sent_whole() -> None:
+    fill = made(b"content")
+    fill.finish(())
+    assert taken(fill, 7) == b"content"
+
+
+def test_nothing_of_a_failed_fill_is_sent_as_if_it_were_right() -> None:
+    fill = made(b"content")
+    fill.valid = 7
+    fill.fail(StaleVersion("changed"))
+    with pytest.raises(StaleVersion):
+        taken(fill, 7)
+
+
+def test_the_last_byte_waits_until_all_proved_right() -> None:
+    async def main() -> list[bytes]:
+        fill = Fill(0, 0, 7, keep=True)
+        fill.attach(memoryview(bytearray(b"content")))
+        fill.valid = 7  # all here, and not yet found to be of one version
+        pieces = filling(FillPart(fill, 0, 7))
+        got = [bytes(await anext(pieces))]
+        asyncio.get_running_loop().call_soon(fill.fail, StaleVersion("changed"))
+        with pytest.raises(StaleVersion):
+            await anext(pieces)
+        return got
+
+    assert asyncio.run(main()) == [b"conten"]
 
 
 # -- deadlines ----------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ class FileBytes:
                     self._metrics.served[ref.mount.name].cache_bytes += part.stop - part.start
                     yield [item]
                     continue
-            async for view in _filling(part):
+            async for view in filling(part):
                 self._metrics.served[ref.mount.name].store_bytes += len(view)
                 yield [view]
 
@@ -217,7 +217,7 @@ class FileBytes:
         return self._cache.ref(info.path, info.version, info.size)
 
 
-async def _filling(part: FillPart) -> AsyncIterator[memoryview]:
+async def filling(part: FillPart) -> AsyncIterator[memoryview]:
     """Bytes as they arrive. The fill's error is raised, and the last byte only comes when all proved right:
     a body that turns out to be wrong must not have been sent whole."""
     fill, at = part.fill, part.start
