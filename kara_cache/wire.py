@@ -33,6 +33,7 @@ from kara_cache.errors import (
 from kara_cache.ufs.base import FileInfo
 
 PREFIX = "/kara/v1"
+STAGES_HEADER = "X-Kara-Stages"  # seconds of the worker's own part, `read_stages`; also a trailer
 SUM_HEADER = "X-Kara-Sum"  # lower-case hex, comma-separated, one for each piece; a trailer of a chunked body
 PAGE_HEADER = "X-Kara-Page"  # the worker's page size in bytes
 SOURCE_HEADER = "X-Kara-Source"  # "hit" when every page was on SSD, else "fill"
@@ -193,7 +194,7 @@ def encode_ranges(files: Sequence[RangeFile], ranges: Sequence[FileRange]) -> by
         for file in files:
             path, version = file.path.encode(), file.version.encode()
             parts += (_FILE.pack(len(path), len(version), file.size), path, version)
-        parts += (_RANGE.pack(item.file, item.length, item.start) for item in ranges)
+        parts += [_RANGE.pack(file_number, length, start) for file_number, start, length in ranges]
     except struct.error as exc:
         raise ValueError(f"ranges: a value does not fit its field: {exc}") from exc
     return b"".join(parts)
