@@ -201,6 +201,8 @@ class NativeWorker:
         where = f"{self.address} says {status}: {message}"
         if status in (401, 403):
             raise AccessDenied(errno.EACCES, where, path)
+        if status == 404 and "no such endpoint" in message:
+            raise self._odd(f"{status}: {message}; is that the port of an Alluxio worker?")
         if status == 404 or (status == 500 and any(word in message.lower() for word in _MISSING)):
             raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)} ({where})", path)
         if status == 409:

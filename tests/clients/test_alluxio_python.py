@@ -471,6 +471,14 @@ def _lose_a_worker(place: AlluxioPlace, fs: AlluxioFileSystem) -> None:
         file.close()
 
 
+def test_a_port_of_the_other_dialect_is_no_missing_file(files: Mounted) -> None:
+    options = {**files.options, "dialect": "alluxio", "connect_timeout_s": 1}
+    client = AlluxioClient(**options)
+    with pytest.raises(WorkerUnavailable, match="is that the port of an Alluxio worker"):
+        client.read(f"file://{files.directory}/file")
+    client.close()
+
+
 # -- nothing configured -------------------------------------------------------------------------------
 
 ZERO = """
