@@ -15,7 +15,7 @@ PIP = $(1)/bin/python -m pip --quiet --disable-pip-version-check --no-input
 TORCH := torch==2.13.0 torchdata==0.11.0
 ARGS :=
 
-.PHONY: help demo test test-all test-matrix lint bench venv venv-all programs clean distclean $(MATRIX:%=test-%)
+.PHONY: help demo test test-all test-matrix lint bench bench-rows venv venv-all programs clean distclean $(MATRIX:%=test-%)
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,6 +39,9 @@ lint: $(VENV)/.dev ## style, types (mypy strict) and import rules
 
 bench: $(VENV)/.dev programs ## side by side with peers, prints ratios
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-rows: $(VENV)/.all programs ## rows beside LMDB, array_record, litdata, MosaicML streaming and kara-storage
+	@$(BIN)/python -m benchmarks.rows $(ARGS)
 
 venv: $(VENV)/.dev ## .venv with the project (editable) and its tools
 

@@ -16,6 +16,7 @@ Written by `make bench` (`python -m benchmarks`). Every figure is a ratio, or a 
 measured in the same rounds, alternately: the median over the rounds, and the smallest and largest.
 Absolute values are below the table; they belong to this machine and this hour.
 Checksums are on in every row; the rows called *control* fail the run when they are not.
+Rows of data sets, beside LMDB and other formats, have a page of their own: [rows](benchmarks/rows.md).
 """
 
 
