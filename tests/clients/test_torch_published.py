@@ -181,7 +181,10 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-@pytest.mark.parametrize(("method", "workers"), [("fork", 1), ("fork", 2), ("fork", 3), ("spawn", 2)])
+@pytest.mark.parametrize(
+    ("method", "workers"),
+    [("fork", 1), ("fork", 2), ("fork", 3), pytest.param("spawn", 2, marks=pytest.mark.slow)],
+)
 def test_loader_workers(method: str, workers: int) -> None:
     """The published package: with two workers or more the order depends on their speed."""
     data = make_torch_dataset(MemoryRows(range(60)), shuffle=True, seed=4, buffer_size=20)
