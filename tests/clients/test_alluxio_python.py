@@ -489,6 +489,7 @@ print(fs.cat_file({path!r}), fs.client.metrics.reads["store"])
 client = AlluxioClient()
 listed = client.listdir("file://" + {directory!r})
 print(client.read("file://" + {path!r}), [status.name for status in listed])
+print(client.load("file://" + {directory!r}), client.load_progress("file://" + {directory!r}).name)
 """
 
 
@@ -504,5 +505,5 @@ def test_without_a_cluster_the_private_worker_serves(home: PrivateHome, tmp_path
     directory.mkdir()
     (directory / "file").write_bytes(b"content")
     printed = home.run(ZERO.format(path=str(directory / "file"), directory=str(directory)))
-    assert printed.splitlines() == ["b'content' 0", "b'content' ['file']"]
+    assert printed.splitlines() == ["b'content' 0", "b'content' ['file']", "True SUCCEEDED"]
     assert home.starts() == 1
