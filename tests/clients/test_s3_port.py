@@ -403,6 +403,50 @@ def test_s3torchconnector(buckets: Buckets) -> None:
     assert run(python, TORCH, buckets) == [expected(), expected()]
 
 
+CHECKPOINT = """
+import hashlib, io, json, os, random
+from s3torchconnector import S3Checkpoint, S3ClientConfig
+checkpoint = S3Checkpoint(region="us-east-1", endpoint=os.environ["ENDPOINT"],
+                          s3client_config=S3ClientConfig(force_path_style=True))
+data = random.Random(8).randbytes(19 << 20)
+with checkpoint.writer("s3://data/made/checkpoint") as writer:
+    writer.write(data)
+with checkpoint.reader("s3://data/made/checkpoint") as reader:
+    print(json.dumps(reader.read() == data))
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_s3torchconnector(buckets: Buckets) -> None:
+    """Written by the AWS runtime: parts as it frames and checks them."""
+    python = published.python_with("s3torchconnector==1.5.0", "numpy<2.3")
+    keys = {"AWS_ACCESS_KEY_ID": WRITER[0], "AWS_SECRET_ACCESS_KEY": WRITER[1]}
+    assert run(python, CHECKPOINT, buckets, **keys) is True
+    assert (buckets.disk / "made" / "checkpoint").read_bytes() == random.Random(8).randbytes(19 << 20)
+
+
+OBSTORE = """
+import hashlib, json, os
+import obstore
+from obstore.store import S3Store
+store = S3Store("fixed", endpoint=os.environ["ENDPOINT"], region="us-east-1", allow_http=True,
+                virtual_hosted_style_request=False)
+names = [meta["path"] for page in store.list() for meta in page]
+found = {name: hashlib.sha256(bytes(store.get(name).bytes())).hexdigest() for name in names}
+parts = store.get_ranges("big", starts=[5, 9_000_000], lengths=[10, 4_000_000])
+print(json.dumps([found, [hashlib.sha256(bytes(part)).hexdigest() for part in parts]]))
+"""
+
+
+@pytest.mark.slow
+def test_obstore(buckets: Buckets) -> None:
+    """The object_store crate, which Polars, DataFusion and Delta readers use."""
+    found, parts = run(published.python_with("obstore==0.12.1"), OBSTORE, buckets)
+    assert found == expected()
+    data = content("big")
+    assert parts == [sha256(data[5:15]).hexdigest(), sha256(data[9_000_000:13_000_000]).hexdigest()]
+
+
 DUCKDB = """
 import duckdb, json, os
 import duckdb_ext
