@@ -136,12 +136,12 @@ def run(
             processes[name] = stack.enter_context(_process(document, home))
         found, log = ClusterResults(), OssLog(log_path)
         log.take()
-        processes[NETWORK].ask("sequential", 900, decode=False)
-        found.first_epoch_gets, _ = log.take()
-        _settle(cluster, processes[NETWORK], log)
         pids = [oss_pid, *(w.pid for w in cluster.workers), *(p.pid for p in processes.values())]
         for pid in pids if nice else ():
             raise_priority(pid, nice)
+        processes[NETWORK].ask("sequential", 900, decode=False)
+        found.first_epoch_gets, _ = log.take()
+        _settle(cluster, processes[NETWORK], log)
         meter = Meter(lambda: [pid for pid in pids if Path(f"/proc/{pid}").exists()])
         for number in range(rounds):
             order = list(processes) if number % 2 == 0 else list(processes)[::-1]

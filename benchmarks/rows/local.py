@@ -75,16 +75,14 @@ def contest(rows: Rows, home: Path, results: Results, only: list[str], nice: int
     try:
         for peer in PEERS:
             if not only or any(word.lower() in peer.name.lower() for word in only):
-                _enter(made, peer)
-        for pid in made.pids if nice else ():
-            raise_priority(pid, nice)
+                _enter(made, peer, nice)
         yield made
     finally:
         for process in made.processes.values():
             process.close()
 
 
-def _enter(contest: Contest, peer: Peer) -> None:
+def _enter(contest: Contest, peer: Peer, nice: int) -> None:
     place, name = contest.home / directory_of(peer.name), peer.name
     _say(f"{name}: writing")
     try:
@@ -94,6 +92,7 @@ def _enter(contest: Contest, peer: Peer) -> None:
         contest.results.fail(name, "all", str(exc))
         return
     try:
+        raise_priority(process.pid, nice)
         written = process.ask("write", APPEND.timeout_s, **_source(contest.rows, place, keep=True))
         contest.results.stored_bytes[name] = written["bytes"]
         answer = process.ask("check", APPEND.timeout_s, decode=False)
@@ -101,6 +100,7 @@ def _enter(contest: Contest, peer: Peer) -> None:
         contest.results.controls[f"{name} gives the bytes that were generated"] = good
         process.close()
         process = FormatProcess(python, peer.module, str(place), contest.home / f"{peer.module}.log")
+        raise_priority(process.pid, nice)
         used = process.ask("memory", APPEND.timeout_s, decode=False)
         contest.results.peak_bytes[name] = used["peak_bytes"]
         contest.results.anonymous_bytes[name] = used["anonymous_bytes"]

@@ -19,7 +19,7 @@ def draw(results: Results) -> str:
     names = list(results.rates)
     columns = [column for column in COLUMNS if any(results.of(name, column.key) for name in names)]
     group = _BAR * len(names) + _GAP
-    width, height = _LEFT + group * len(columns) + 20, _TOP + _HEIGHT + _LEGEND
+    width, height = _LEFT + group * len(columns) + 120, _TOP + _HEIGHT + _LEGEND
     box = f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {box}>',
