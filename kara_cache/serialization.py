@@ -34,6 +34,9 @@ class Serializer:
     takes_buffers = False
     """Whether `deserialize` takes any buffer; otherwise rows are copied to bytes where they are not yet."""
 
+    quick: Callable[[Buffer], Any] | None = None
+    """Does what `deserialize` does for most rows, and raises ValueError for the others. Called first."""
+
     def serialize(self, x: Any) -> bytes:
         raise NotImplementedError(f"{type(self).__name__} does not define serialize")
 
@@ -52,7 +55,7 @@ class JSONSerializer(Serializer):
 
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder(enc_hook=_plain).encode
-        self._decode = msgspec.json.Decoder().decode
+        self.quick = msgspec.json.Decoder().decode
 
     def serialize(self, x: Any) -> bytes:
         """Raises TypeError naming what cannot be written."""
@@ -64,8 +67,9 @@ class JSONSerializer(Serializer):
 
     def deserialize(self, x: Buffer) -> Any:
         """Raises ValueError."""
+        assert self.quick is not None
         try:
-            return self._decode(x)
+            return self.quick(x)
         except ValueError as exc:
             return _leniently(x, exc)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import itertools
+import mmap
 import multiprocessing
 import operator
 import pickle
@@ -21,6 +23,7 @@ from services import require_module
 from kara_cache import KaraStorage
 from kara_cache.errors import ConfigError, FormatError
 from kara_cache.serialization import MsgpackSerializer, NoSerializer, PickleSerializer, Serializer
+from kara_cache.storage.rows.mapped_bytes import MappedBytes
 from kara_cache.storage.rows.row_dataset import RowDataset
 from kara_cache.storage.rows.row_indices import row_numbers
 
@@ -32,6 +35,7 @@ RAW = [bytes([i % 251]) * (i * 7 % 90) for i in range(500)]  # with empty ones, 
 def storage(tmp_path_factory: pytest.TempPathFactory) -> KaraStorage:
     storage = KaraStorage(f"file://{tmp_path_factory.mktemp('rows')}")
     write(storage, "json", ROWS, max_file_size=1001)  # rows and index words go over the ends of segments
+    write(storage, "pages", ROWS, max_file_size=mmap.PAGESIZE)  # segments that are mapped as one
     write(storage, "one", ROWS)
     write(storage, "raw", RAW, serialization=NoSerializer(), max_file_size=777)
     write(storage, "none", [])
@@ -44,7 +48,7 @@ def write(storage: KaraStorage, key: str, rows: list[Any], **options: Any) -> No
             assert dataset.write(row) is True
 
 
-@pytest.fixture(params=["json", "one"])
+@pytest.fixture(params=["json", "pages", "one"])
 def dataset(storage: KaraStorage, request: pytest.FixtureRequest) -> Iterator[RowDataset]:
     with storage.open("ns", request.param) as dataset:
         yield dataset
@@ -125,6 +129,23 @@ def test_numbers_of_rows_are_checked_before_anything_is_read() -> None:
     assert row_numbers(range(3), 0, 5) == range(3)
     with pytest.raises(IndexError, match="Index `5`"):
         row_numbers([0, 5], 10, 5)
+
+
+def test_segments_of_whole_pages_are_one_mapping(storage: KaraStorage, tmp_path: Path) -> None:
+    for name, count in (("pages", 1), ("json", 125), ("one", 1)):
+        stream = MappedBytes(str(storage.location.local / "row" / "ns" / name / "1" / "data"))
+        assert len(stream.segments) == count
+        with open(tmp_path / "all", "wb") as file:
+            for path in sorted(Path(stream.directory).iterdir(), key=lambda path: int(path.stem)):
+                file.write(path.read_bytes())
+        assert stream.read(0, stream.size) == (tmp_path / "all").read_bytes()
+
+
+def test_where_mappings_cannot_be_placed(storage: KaraStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    with storage.open("ns", "pages") as dataset:
+        assert list(dataset) == [dataset[i] for i in range(len(ROWS))] == ROWS
+        assert dataset.read_batch(range(699, -1, -1)) == ROWS[::-1]
 
 
 # -- windows ---------------------------------------------------------------------------------------

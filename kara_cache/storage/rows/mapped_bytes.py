@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
+import stat
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, count, pairwise
 from math import inf
 
 from kara_cache.errors import FormatError
+from kara_cache.storage.rows.joined_mapping import map_joined
+from kara_cache.storage.rows.segments import SUFFIX
 
 
 class MappedBytes:
@@ -103,21 +105,28 @@ class MappedBytes:
 
 
 def _map_all(directory: str) -> list[mmap.mmap]:
-    segments = []
-    for number in count():
-        name = f"{directory}/{number}.blk"
-        try:
-            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            break
-        try:
-            size = os.fstat(descriptor).st_size
-            if size:  # a mapping cannot be empty
-                segments.append(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
-        except OSError as exc:
-            if exc.errno == errno.ENODEV:
-                raise FormatError(f"{name}: not a regular file") from exc
-            raise
-        finally:
-            os.close(descriptor)
-    return segments
+    """One mapping where segments can be joined, else one for each that is not empty."""
+    files, sizes = [], []
+    try:
+        for number in count():
+            name = f"{directory}/{number}{SUFFIX}"
+            try:
+                files.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
+            except (FileNotFoundError, NotADirectoryError):
+                break
+            status = os.fstat(files[-1])
+            if not stat.S_ISREG(status.st_mode):
+                raise FormatError(f"{name}: not a regular file")
+            if status.st_size:  # a mapping cannot be empty
+                sizes.append(status.st_size)
+            else:
+                os.close(files.pop())
+        joined = map_joined(files, sizes) if len(files) > 1 else None
+        if joined is not None:
+            return [joined]
+        return [
+            mmap.mmap(file, size, access=mmap.ACCESS_READ) for file, size in zip(files, sizes, strict=True)
+        ]
+    finally:
+        for file in files:
+            os.close(file)

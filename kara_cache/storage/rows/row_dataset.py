@@ -7,7 +7,6 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kara_cache.errors import FormatError
@@ -73,8 +72,8 @@ class RowDataset:
         location: Location,
         namespace: str,
         key: str,
-        mode: str = "r",
-        version: object = "latest",
+        mode: str,
+        version: object,
         serialization: Serializer | None = None,
         **options: Any,
     ) -> RowDataset:
@@ -111,11 +110,16 @@ class RowDataset:
             TypeError: nothing of these.
         """
         if key.__class__ is int:  # most calls come here, and it shows
-            number = key + self._start if key >= 0 else key + self._stop
+            number = key + self._start
             if not self._start <= number < self._stop:
-                number = self._numbers((key,))[0]  # it was not opened yet, or the index is out of range
+                number = self._numbers((key,))[0]  # negative, out of range, or nothing is open yet
             row = self._row(number)
-            return row if self._decode is None else self._decoded(number, row)
+            if self._decode is None:
+                return row
+            try:
+                return self._decode(row)
+            except ValueError:
+                return self._decoded(number, row)
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
             if step == 1:
@@ -131,8 +135,8 @@ class RowDataset:
 
     def __iter__(self) -> Iterator[Any]:
         """All rows from the first one, wherever `read` is; fetched `buffer_size` bytes at a time."""
-        reader, size = self._reader(), self.options.buffer_size
-        batches = reader.batches(self._start, self._stop, size)
+        reader = self._reader()
+        batches = reader.batches(self._start, self._stop, self.options.buffer_size)
         return chain.from_iterable(self._objects(range(*batch)) for batch in batches)
 
     def read_batch(self, indices: Any) -> list[Any]:
@@ -202,10 +206,9 @@ class RowDataset:
     def read(self) -> Any:
         """The next row, None at the end. Each row goes to one thread."""
         found = self._cursor.next(self._fetch)
-        if found is None:
-            return None
-        number, row = found
-        return row if self._decode is None else self._decoded(number + self._start, row)
+        if found is None or self._decode is None:
+            return found and found[1]
+        return self._decoded(found[0] + self._start, found[1])
 
     def pread(self, index: int) -> Any:
         """A row by its number; `read` goes on where it was. Raises EOFError past the end."""
@@ -278,12 +281,7 @@ class RowDataset:
     def __enter__(self) -> RowDataset:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Rows that were written stay, also when the block ends with an exception, as those of a file."""
         self.close()
 
@@ -336,7 +334,7 @@ class RowDataset:
         return range(first, stop)
 
     def _numbers(self, indices: Any) -> Sequence[int]:
-        count = len(self)
+        count = len(self)  # opens it
         return row_numbers(indices, self._start, count)
 
     def _number_of_key(self, key: str) -> int:
@@ -360,9 +358,8 @@ class RowDataset:
             return [self._decoded(number, row) for number, row in zip(numbers, rows, strict=True)]
 
     def _decoded(self, number: int, row: Row) -> Any:
-        assert self._decode is not None
         try:
-            return self._decode(row)
+            return self._serializer.deserialize(row)  # type: ignore[arg-type]  # views where it takes them
         except ValueError as exc:
             raise FormatError(f"row {number} cannot be read: {exc} ({self.version})") from exc
 
@@ -383,8 +380,10 @@ class RowDataset:
 
 
 def _decoder(serializer: Serializer) -> Callable[[Any], Any] | None:
-    """None where rows are what they are."""
-    return None if type(serializer) is NoSerializer else serializer.deserialize
+    """None where rows are what they are. ValueError means: ask the serializer itself."""
+    if type(serializer) is NoSerializer:
+        return None
+    return serializer.quick or serializer.deserialize
 
 
 def _not_open(number: int) -> Row:
