@@ -22,6 +22,7 @@ from kara_cache.cached_file import CachedFile
 from kara_cache.config import ClientConfig
 from kara_cache.errors import AccessDenied, PageCorrupt
 from kara_cache.local_pages import RENEW_S, HeldPage, LocalPages
+from kara_cache.local_ranges import Piece, read_pieces
 from kara_cache.page import PageHeader, PageId
 from kara_cache.ufs.base import FileInfo
 from kara_cache.worker_client import WorkerClient
@@ -244,6 +245,22 @@ def test_a_page_that_rots_while_it_is_held_is_found_out(
     assert worker.count("POST", "/verify") == 1
 
 
+def test_a_batch_finds_out_a_page_that_rots_while_it_is_held(
+    client: CacheClient, worker: ScriptedWorker
+) -> None:
+    file = client.info(PATH)
+    client.read(file, 0, 10)
+    ((_, page),) = client._local.pages.items()
+    with open(f"/proc/self/fd/{page.fd}", "r+b", buffering=0) as raw:
+        raw.seek(4096 + 20_000)
+        raw.write(bytes([CONTENT[20_000] ^ 0xFF]))
+    wanted = [(5, 10), (19_990, 20), (1000, 40_000), (60_000, 100)]
+    got = client.read_ranges([(file, start, length) for start, length in wanted])
+    assert [bytes(view) for view in got] == [CONTENT[start : start + length] for start, length in wanted]
+    assert client.metrics.fallbacks == {"corrupt": 1}
+    assert client.metrics.reads["local"] == 1 + 2
+
+
 def test_a_worker_that_passes_no_descriptors_is_read_over_its_socket(
     client: CacheClient, worker: ScriptedWorker
 ) -> None:
@@ -386,6 +403,18 @@ def test_any_part_of_a_page_is_right(start: int, length: int) -> None:
     buffer = bytearray(len(want))
     assert HELD.read_held(HELD_FILE, start, memoryview(buffer)) == len(want)
     assert bytes(buffer) == want
+
+
+@given(st.lists(st.tuples(st.integers(0, len(BIG) - 1), st.integers(1, BIG_PAGE)), max_size=20))
+def test_any_parts_of_a_page_are_right_in_a_batch(wanted: list[tuple[int, int]]) -> None:
+    parts = [BIG[start : start + length] for start, length in wanted]
+    pieces = [
+        Piece(HELD_FILE, start, memoryview(bytearray(len(part))))
+        for (start, _), part in zip(wanted, parts, strict=True)
+    ]
+    left = read_pieces(HELD, pieces)
+    assert all(len(piece.view) > 256 << 10 for piece in left)
+    assert all(piece.view == part for piece, part in zip(pieces, parts, strict=True) if piece not in left)
 
 
 @given(st.integers(0, len(BIG) - 1), st.integers(0, len(BIG) - 1), st.integers(1, BIG_PAGE))
