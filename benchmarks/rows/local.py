@@ -22,7 +22,7 @@ from benchmarks.rows.peers import PEERS, InstallError, Peer
 from benchmarks.rows.results import Results
 
 _MEMORY = Path("/dev/shm")
-_LONG_S = 3.0
+_LONG_S = 2.0
 
 
 @dataclass
