@@ -198,6 +198,7 @@ def write_row_keys(store: UnderStore, path: str, keys: Iterable[str]) -> int:
             out.write(header + _SUM.pack(checksum(header)))
             _write_buckets(out, buckets, order, hashes, offsets)
             _write_keys(out, spool)
+            out.commit()
     return len(hashes)
 
 
