@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import time
 import urllib.error
@@ -279,6 +280,20 @@ def free_request(buckets: Buckets, port: int) -> urllib.request.Request:
     token = mint(b"s" * 32, Claims(VERBS, "/", int(time.time()) + 60, "test"))
     url = f"http://127.0.0.1:{port}/kara/v1/free?path=/data/changing"
     return urllib.request.Request(url, method="POST", headers={"Authorization": f"Bearer {token}"})
+
+
+def test_the_example_of_the_document(buckets: Buckets) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "alluxio.md").read_text(encoding="utf-8")
+    (block,) = [
+        each for each in re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S) if "boto3" in each
+    ]
+    for place, worn in (("train", "fixed"), ("part-0.parquet", "rows.csv")):
+        block = block.replace(place, worn)
+    names = {"boto3": boto3, "Config": Config, "ENDPOINT": buckets.endpoints[0]}
+    names |= {"ACCESS": READER[0], "SECRET": READER[1]}
+    *lines, last = block.strip().splitlines()
+    exec("\n".join(lines), names)
+    assert eval(last, names) == content("rows.csv")
 
 
 # -- who may ----------------------------------------------------------------------------------------------

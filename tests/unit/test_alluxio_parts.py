@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -352,6 +354,21 @@ def test_s3_keys_are_read_by_line_and_never_shown(tmp_path: Any) -> None:
 def test_wrong_settings(tmp_path: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         load(tmp_path, **settings)
+
+
+def test_the_example_of_the_document(tmp_path: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "alluxio.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    for name in ("secret", "s3_keys"):
+        (tmp_path / name).write_text("writer:topsecret-1-and-more\n")
+    (tmp_path / "worker.toml").write_text(
+        block.replace("/etc/kara", str(tmp_path)).replace("/ssd", str(tmp_path))
+    )
+    config = WorkerConfig.load(file=tmp_path / "worker.toml", env={}, socket_dir="/tmp/s")
+    alluxio = config.alluxio
+    assert (alluxio.list_port, alluxio.dict_port, alluxio.data_port) == (28082, 28080, 29998)
+    assert set(alluxio.anonymous) == {"list", "dict", "data"}
+    assert not alluxio.anonymous_writes
 
 
 def test_workers_of_one_node_have_ports_of_their_own(tmp_path: Any) -> None:
