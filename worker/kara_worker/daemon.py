@@ -159,7 +159,14 @@ class WorkerDaemon:
             stack.push_async_callback(admin.close)
             self._admin_port = await admin.listen_tcp(config.admin.host, config.admin.port)
         self._loads = Loads(
-            config, self.info(), self._cache, self._facts, self._access, self._load_metrics, self._threads
+            config,
+            self.info(),
+            self._cache,
+            self._facts,
+            self._access,
+            self._load_metrics,
+            self._threads,
+            reads=self._page_reads,
         )
         stack.push_async_callback(self._loads.close)
         self._status_page = ClusterStatus(
@@ -274,6 +281,10 @@ class WorkerDaemon:
             "lease_held": float(lease == "held"),
             **(self._alluxio.gauges() if self._alluxio is not None else {}),
         }
+
+    def _page_reads(self) -> int:
+        metrics = self._metrics
+        return metrics.page_hits + metrics.page_misses + metrics.page_joins
 
     def _counters(self) -> dict[str, dict[str, int]]:
         return {} if self._registration is None else {"lease_events": self._registration.counters()}

@@ -296,7 +296,6 @@ class PageCache:
     async def _bring(self, ref: FileRef, fill: Fill, run: list[int], threads: Executor) -> None:
         loop = asyncio.get_running_loop()
         try:
-            fill.attach(memoryview(bytearray(fill.stop - fill.start)))
             await loop.run_in_executor(threads, self._load_and_put, ref, fill, loop)
             self._metrics.fills += 1
         except Exception as exc:  # noqa: BLE001 - a task's top: whoever waits gets the error
@@ -310,6 +309,7 @@ class PageCache:
 
     def _load_and_put(self, ref: FileRef, fill: Fill, loop: asyncio.AbstractEventLoop) -> None:
         """In one thread, because for a small file each change of threads costs as much as the file."""
+        fill.attach(memoryview(bytearray(fill.stop - fill.start)))  # here: 8 MiB of zeros take milliseconds
         headers = self._load(ref, fill)
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
             loop.call_soon_threadsafe(fill.finish, headers)

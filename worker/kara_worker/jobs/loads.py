@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -36,9 +37,12 @@ class Loads:
         access: AccessControl,
         metrics: LoadMetrics,
         executor: Executor,
+        *,
+        reads: Callable[[], int],
     ) -> None:
         self.cluster = peers_of(config, own)
-        self.owner = LoadOwner(cache, facts, metrics, config.loads)
+        self.owner = LoadOwner(cache, facts, metrics, config.loads, reads=reads)
+        self._watching = asyncio.get_running_loop().create_task(self.owner.watch())
         self.board = JobBoard(
             _journal(config, own),
             self.cluster,
@@ -56,6 +60,7 @@ class Loads:
         if self._closed:
             return
         self._closed = True
+        self._watching.cancel()
         await asyncio.to_thread(self.board.close)
         self.owner.close()
         await asyncio.to_thread(self.cluster.close)

@@ -17,6 +17,7 @@ from kara_worker.byte_budget import ByteBudget
 from kara_worker.config import LoadConfig
 from kara_worker.file_facts import FileFacts
 from kara_worker.jobs.batch import Action, Batch, Failure, Outcome, Piece, Reason
+from kara_worker.jobs.gate import Gate
 from kara_worker.jobs.load_metrics import LoadMetrics
 from kara_worker.jobs.throttle import Throttle
 from kara_worker.page_cache import RUN_BYTES, FileRef, PageCache
@@ -24,6 +25,8 @@ from kara_worker.page_cache import RUN_BYTES, FileRef, PageCache
 log = logging.getLogger(__name__)
 
 _FORGET_AFTER_S = 600.0  # without a batch: its coordinator is gone and nobody took over; chosen by feel
+_LOOK_S = 0.05  # 20 looks a second cost 1 ms of them
+_TURN = 16  # files between two looks at what else the event loop has to do
 _MEMORY_WAIT_S = 3600.0  # what is ahead in the queue may be slow on purpose
 
 
@@ -69,13 +72,16 @@ class LoadOwner:
         metrics: LoadMetrics,
         config: LoadConfig,
         *,
+        reads: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`reads` counts the pages that readers have asked for so far."""
         self._cache = cache
         self._facts = facts
         self._metrics = metrics
         self._clock = clock
-        self._slots = asyncio.Semaphore(config.load_threads)
+        self._gate = Gate(config.load_threads)
+        self._reads = reads
         self._parallel = config.load_threads
         self._memory = ByteBudget(config.load_memory_bytes, what="load memory")
         self._bytes = Throttle(config.load_bandwidth_bytes_per_s)
@@ -104,6 +110,15 @@ class LoadOwner:
         for file_id in visit.held:
             self._cache.pages.expose(file_id)
 
+    async def watch(self) -> None:
+        """Looks how late the event loop is, and makes way for readers. Runs until it is cancelled."""
+        loop, reads = asyncio.get_running_loop(), self._reads()
+        while True:
+            due = loop.time() + _LOOK_S
+            await asyncio.sleep(_LOOK_S)
+            before, reads = reads, self._reads()
+            self._gate.note(loop.time() - due, readers=reads != before)
+
     def forget_idle(self) -> None:
         """Ends jobs whose coordinators fell silent. To be called now and then."""
         now = self._clock()
@@ -131,12 +146,7 @@ class LoadOwner:
         if batch.action is Action.FACTS:
             self._remember(batch.pieces)
         else:
-            refs = [await self._ref(index, piece, count) for index, piece in enumerate(batch.pieces)]
-            if batch.action is Action.LOAD:
-                for ref in refs:
-                    if ref is not None and ref.file_id not in visit.held:
-                        visit.held.add(ref.file_id)
-                        self._cache.pages.shelter(ref.file_id)
+            refs = await self._refs(batch, visit, count)
             runs = _runs(batch.pieces, refs, self._cache.page_bytes)
             workers = [self._work(batch, visit, runs, count) for _ in range(self._parallel)]
             await asyncio.gather(*workers)
@@ -156,7 +166,20 @@ class LoadOwner:
         for piece in pieces:
             self._facts.remember(FileInfo(piece.path, piece.size, piece.version))
 
-    async def _ref(self, index: int, piece: Piece, count: Count) -> FileRef | None:
+    async def _refs(self, batch: Batch, visit: Visit, count: Count) -> list[FileRef | None]:
+        """The files, which from now on stay. Readers get their turn in between."""
+        refs: list[FileRef | None] = []
+        for index, piece in enumerate(batch.pieces):
+            ref = self._ref(index, piece, count)
+            refs.append(ref)
+            if ref is not None and batch.action is Action.LOAD and ref.file_id not in visit.held:
+                visit.held.add(ref.file_id)
+                self._cache.pages.shelter(ref.file_id)
+            if index % _TURN == _TURN - 1:
+                await asyncio.sleep(0)
+        return refs
+
+    def _ref(self, index: int, piece: Piece, count: Count) -> FileRef | None:
         """The file, or None and its pages counted as failed."""
         pages = _pages(piece, self._cache.page_bytes)
         count.pages += len(pages)
@@ -207,7 +230,7 @@ class LoadOwner:
             (self._requests, 1), (visit.rate, 1), (self._bytes, size), (visit.bandwidth, size)
         ):  # fmt: skip
             await throttle.take(amount)
-        async with self._slots:
+        async with self._gate:
             await self._memory.acquire(size, _MEMORY_WAIT_S)
             try:
                 if not self._cache.pages.has_room(self._memory.used):  # with all that is on its way

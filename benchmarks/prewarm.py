@@ -1,0 +1,326 @@
+"""Load jobs against what people do without them: `python -m benchmarks.prewarm [--quick] [--out FILE]`.
+
+Small objects: an OSS bucket of objects of 4 to 40 KB, copied by 32 threads with OSS's own SDK, then loaded.
+Large files: an nginx that gives each connection a fixed rate, as object stores do; the line rate is what as
+many plain connections get of it as the load has. Readers: one that reads what is cached, at a steady pace,
+alone and while each load runs. Everything in one run, on one machine, in this order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.servers import nginx
+from kara_cache.cache_client import CacheClient
+from kara_cache.config import ClientConfig
+from kara_cache.jobs import LoadJob, LoadOptions, LoadState, free, stop_load, submit_load, wait_load
+from kara_cache.quantity import parse_bytes
+from kara_worker.testing.cluster import LocalCluster, free_ports
+from kara_worker.testing.etcd_server import EtcdServer
+
+COPY_THREADS = 32
+HOT_BYTES = 4 << 20
+READ_BYTES = 64 << 10
+READS_PER_S = 200
+CONNECTION_BYTES_PER_S = 4 << 20  # of nginx
+LOAD_THREADS = 16
+ID, SECRET, BUCKET = "bench", "bench-secret-0123456789", "data"
+
+
+@dataclass
+class Result:
+    objects: int = 0
+    copy_per_s: float = 0.0
+    load_per_s: float = 0.0
+    small_ratio: float = 0.0
+    small_fetched_ratio: float = 0.0  # bytes that left the store for the load, of the bytes there are
+    big_bytes: int = 0
+    line_bytes_per_s: float = 0.0
+    big_bytes_per_s: float = 0.0
+    big_ratio: float = 0.0
+    big_fetched_ratio: float = 0.0
+    idle_p50_ms: float = 0.0
+    idle_p99_ms: float = 0.0
+    small_p99_ms: float = 0.0
+    big_p99_ms: float = 0.0
+    p99_ratio: float = 0.0
+    stop_s: float = 0.0
+
+
+class Reader:
+    """Reads of cached pages at a steady pace, in a process of its own, until told to stop."""
+
+    def __init__(self, options: dict[str, Any], path: str) -> None:
+        arguments = json.dumps({"options": options, "path": path})
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.prewarm", "--reader", arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline().strip() == "ready"
+
+    def stop(self) -> list[float]:
+        """Latencies in seconds."""
+        out, _ = self._process.communicate("stop\n", timeout=60)
+        return list(json.loads(out.splitlines()[-1]))
+
+
+def run_reader(arguments: str) -> None:
+    given = json.loads(arguments)
+    stop = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
+    latencies: list[float] = []
+    with CacheClient(ClientConfig.load(env={}, local_reads=False, **given["options"])) as client:
+        info = client.info(given["path"])
+        view = memoryview(bytearray(READ_BYTES))
+        for start in range(0, info.size, READ_BYTES):
+            client.read_into(info, start, view)
+        print("ready", flush=True)
+        rng, due = random.Random(1), time.monotonic()
+        while not stop.is_set():
+            due = max(due + 1 / READS_PER_S, time.monotonic())
+            time.sleep(max(0.0, due - time.monotonic()))
+            start = rng.randrange(info.size // READ_BYTES) * READ_BYTES
+            began = time.perf_counter()
+            client.read_into(info, start, view)
+            latencies.append(time.perf_counter() - began)
+    print(json.dumps(latencies))
+
+
+def p99(latencies: list[float]) -> float:
+    return sorted(latencies)[int(len(latencies) * 0.99)] * 1e3 if latencies else 0.0
+
+
+@contextlib.contextmanager
+def oss_store(home: Path) -> Iterator[tuple[int, Path]]:
+    """Its port, and its log of requests."""
+    (port,) = free_ports(1)
+    log = home / "oss.jsonl"
+    arguments = ["--port", str(port), "--key-id", ID, "--key-secret", SECRET, "--bucket", BUCKET]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kara_worker.testing.oss_server", *arguments, "--log", str(log)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for_port(port)
+        yield port, log
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"nothing listens on port {port}")
+
+
+def timed(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+def finished(client: CacheClient, path: str, options: LoadOptions | None = None) -> LoadJob:
+    job = wait_load(client, submit_load(client, path, options).id, timeout_s=1800)
+    if job.state is not LoadState.SUCCEEDED:
+        raise RuntimeError(f"{path}: {job.state.value} {job.message}")
+    return job
+
+
+def fill_bucket(port: int, objects: int) -> int:
+    """Bytes in it."""
+    import oss2
+
+    bucket = oss2.Bucket(oss2.Auth(ID, SECRET), f"http://127.0.0.1:{port}", BUCKET, is_path_style=True)
+    rng = random.Random(1)
+    blob = rng.randbytes(1 << 20)
+    sizes = [rng.randrange(4_000, 40_000) for _ in range(objects)]
+
+    def put(number: int) -> None:
+        bucket.put_object(f"small/{number:06d}", blob[number % 1000 :][: sizes[number]])
+
+    with ThreadPoolExecutor(COPY_THREADS) as threads:
+        list(threads.map(put, range(objects)))
+    return sum(sizes)
+
+
+def copy_bucket(port: int, target: Path) -> None:
+    import oss2
+
+    bucket = oss2.Bucket(oss2.Auth(ID, SECRET), f"http://127.0.0.1:{port}", BUCKET, is_path_style=True)
+    target.mkdir()
+
+    def get(key: str) -> None:
+        bucket.get_object_to_file(key, str(target / key.rpartition("/")[2]))
+
+    with ThreadPoolExecutor(COPY_THREADS) as threads:
+        keys = (found.key for found in oss2.ObjectIteratorV2(bucket, prefix="small/", max_keys=1000))
+        list(threads.map(get, keys))
+
+
+def read_lines(port: int, names: list[str], size: int, connections: int) -> None:
+    """As many connections as the load has, each over its part of the files, the bytes thrown away."""
+    step = -(-size * len(names) // connections)
+
+    def read(number: int) -> None:
+        start, stop = number * step, min((number + 1) * step, size * len(names))
+        buffer = bytearray(1 << 20)
+        while start < stop:
+            name, at = names[start // size], start % size
+            end = min(at + stop - start, size)
+            with socket.create_connection(("127.0.0.1", port)) as line:
+                line.sendall(
+                    f"GET /{name} HTTP/1.0\r\nHost: x\r\nRange: bytes={at}-{end - 1}\r\n\r\n".encode()
+                )
+                while line.recv_into(buffer):
+                    pass
+            start += end - at
+
+    with ThreadPoolExecutor(connections) as threads:
+        list(threads.map(read, range(connections)))
+
+
+def sent_bytes(log: Path) -> int:
+    total = 0
+    for line in log.read_text().splitlines():
+        entry = json.loads(line)
+        if entry["method"] == "GET" and entry["key"] and not entry["query"]:
+            total += entry["bytes_sent"]
+    return total
+
+
+def measure(options: argparse.Namespace, home: Path) -> Result:
+    result = Result(objects=options.objects, big_bytes=options.big * options.big_bytes)
+    files = home / "files"
+    (files / "big").mkdir(parents=True)
+    block = random.Random(2).randbytes(64 << 20)
+    for number in range(options.big):
+        with (files / "big" / f"{number}.bin").open("wb") as out:
+            for _ in range(options.big_bytes // len(block)):
+                out.write(block)
+    (files / "hot.bin").write_bytes(block[:HOT_BYTES])
+    with (
+        oss_store(home) as (oss_port, log),
+        EtcdServer() as etcd,
+        nginx(files, home / "nginx", bytes_per_s=CONNECTION_BYTES_PER_S) as web,
+    ):
+        keys = {"access_key_id": "env:BENCH_ID", "access_key_secret": "env:BENCH_SECRET"}
+        mounts: dict[str, Any] = {
+            "oss": {
+                "url": f"oss://127.0.0.1:{oss_port}/{BUCKET}",
+                "options": {**keys, "region": "cn-hangzhou", "use_ssl": False, "signature": "v1"},
+            },
+            "web": web.url,
+        }
+        cluster = LocalCluster(
+            options.workers,
+            mounts=mounts,
+            etcd=etcd,
+            directory=home / "cluster",
+            environment={"BENCH_ID": ID, "BENCH_SECRET": SECRET},
+            capacity_bytes=2 * (result.big_bytes + (1 << 30)),
+            load_threads=LOAD_THREADS,
+        )
+        with cluster, CacheClient(ClientConfig.load(env={}, **cluster.client_options)) as client:
+            measure_small(result, client, cluster, oss_port, log, home)
+            measure_big(result, client, cluster, web.port, options)
+            measure_stop(result, client)
+    return result
+
+
+def measure_small(
+    result: Result, client: CacheClient, cluster: LocalCluster, port: int, log: Path, home: Path
+) -> None:
+    size = fill_bucket(port, result.objects)
+    copied = timed(lambda: copy_bucket(port, home / "copy"))
+    shutil.rmtree(home / "copy")
+    finished(client, "/web/hot.bin")
+    reader = Reader(cluster.client_options, "/web/hot.bin")
+    time.sleep(5)
+    idle = reader.stop()
+    result.idle_p50_ms, result.idle_p99_ms = statistics.median(idle) * 1e3, p99(idle)
+    before = sent_bytes(log)
+    reader = Reader(cluster.client_options, "/web/hot.bin")
+    loaded = timed(lambda: finished(client, "/oss/small"))
+    result.small_p99_ms = p99(reader.stop())
+    result.copy_per_s, result.load_per_s = result.objects / copied, result.objects / loaded
+    result.small_ratio = copied / loaded
+    result.small_fetched_ratio = (sent_bytes(log) - before) / size
+
+
+def measure_big(
+    result: Result, client: CacheClient, cluster: LocalCluster, port: int, options: argparse.Namespace
+) -> None:
+    names = [f"big/{number}.bin" for number in range(options.big)]
+    connections = options.workers * LOAD_THREADS
+    line = timed(lambda: read_lines(port, names, options.big_bytes, connections))
+    reader = Reader(cluster.client_options, "/web/hot.bin")
+    job: list[LoadJob] = []
+    loaded = timed(lambda: job.append(finished(client, "/web/big")))
+    result.big_p99_ms = p99(reader.stop())
+    result.line_bytes_per_s = result.big_bytes / line
+    result.big_bytes_per_s = result.big_bytes / loaded
+    result.big_ratio = line / loaded
+    receipt = job[0].receipt
+    assert receipt is not None
+    result.big_fetched_ratio = receipt.bytes_fetched / result.big_bytes
+    result.p99_ratio = max(result.small_p99_ms, result.big_p99_ms) / result.idle_p99_ms
+
+
+def measure_stop(result: Result, client: CacheClient) -> None:
+    free(client, "/web/big", recursive=True)
+    job = submit_load(client, "/web/big")
+    time.sleep(1)
+    result.stop_s = timed(lambda: (stop_load(client, job.id), wait_load(client, job.id, timeout_s=60)))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prewarm", description=__doc__)
+    parser.add_argument("--objects", type=int, default=50_000)
+    parser.add_argument("--big", type=int, default=4, help="large files")
+    parser.add_argument("--big-bytes", type=parse_bytes, default=1 << 30)
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="1000 objects, two files of 64 MiB")
+    parser.add_argument("--home", metavar="DIR", help="for stores and pages; default: a temporary directory")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the result as JSON")
+    parser.add_argument("--reader", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.reader:
+        run_reader(options.reader)
+        return 0
+    if options.quick:
+        options.objects, options.big, options.big_bytes = 1000, 2, 64 << 20
+    with tempfile.TemporaryDirectory(prefix="kara-prewarm-", dir=options.home) as home:
+        result = measure(options, Path(home))
+    text = json.dumps(asdict(result), indent=2)
+    print(text)
+    if options.out is not None:
+        options.out.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
