@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import ctypes
 import itertools
+import math
 import mmap
 import multiprocessing
 import operator
@@ -360,6 +361,21 @@ def test_a_row_that_is_no_json_is_named(tmp_path: Path) -> None:
         for use in (lambda: dataset[1], lambda: list(dataset), lambda: dataset.read_batch([2, 1])):
             with pytest.raises(FormatError, match="row 1 cannot be read"):
                 use()
+
+
+def test_rows_of_lenient_writers_among_others(tmp_path: Path) -> None:
+    storage = KaraStorage(f"file://{tmp_path}")
+    rows = [b"1", b"Infinity", b"-Infinity", b"4", b"Infinity"]
+    wanted = [1, math.inf, -math.inf, 4, math.inf]
+    write(storage, "k", rows, serialization=NoSerializer())
+    with storage.open("ns", "k") as dataset:
+        for found in (
+            list(dataset),
+            dataset[:],
+            [dataset[i] for i in range(5)],
+            [dataset.read() for _ in rows],
+        ):
+            assert found == wanted
 
 
 # -- threads and processes -------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kara_cache.errors import FormatError
-from kara_cache.serialization import JSONSerializer, NoSerializer, Serializer
+from kara_cache.serialization import JSONSerializer, Serializer
 from kara_cache.storage.location import Location
 from kara_cache.storage.rows.row_check import RowCheck, check_rows
 from kara_cache.storage.rows.row_cursor import RowCursor
 from kara_cache.storage.rows.row_indices import row_numbers
+from kara_cache.storage.rows.row_objects import RowObjects
 from kara_cache.storage.rows.row_options import RowOptions
 from kara_cache.storage.rows.row_reader import Row, RowReader
 from kara_cache.storage.rows.row_version import RowVersion
@@ -51,8 +51,8 @@ class RowDataset:
         self.version = version
         self.mode = mode
         self.options = options
-        self._serializer = serializer
-        self._decode = _decoder(serializer)
+        self._objects = RowObjects(serializer, version)
+        self._decode = self._objects.decode
         self._count = count  # of rows of the version; None until it is opened first
         self._opened: RowReader | None = None
         self._closed = False
@@ -119,11 +119,11 @@ class RowDataset:
             try:
                 return self._decode(row)
             except ValueError:
-                return self._decoded(number, row)
+                return self._objects.one(number, row)
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
             if step == 1:
-                return self._objects(range(self._start + start, self._start + max(start, stop)))
+                return self._range(range(self._start + start, self._start + max(start, stop)))
             return self.read_batch(range(start, stop, step))
         if isinstance(key, str):
             return self[self._number_of_key(key)]
@@ -135,9 +135,9 @@ class RowDataset:
 
     def __iter__(self) -> Iterator[Any]:
         """All rows from the first one, wherever `read` is; fetched `buffer_size` bytes at a time."""
-        reader = self._reader()
+        reader, lazily = self._reader(), self._objects.lazily
         batches = reader.batches(self._start, self._stop, self.options.buffer_size)
-        return chain.from_iterable(self._objects(range(*batch)) for batch in batches)
+        return chain.from_iterable(lazily(range(*batch), reader.rows(*batch)) for batch in batches)
 
     def read_batch(self, indices: Any) -> list[Any]:
         """The rows with these numbers, in this order, in one go.
@@ -150,7 +150,7 @@ class RowDataset:
             IndexError: one is out of range.
         """
         numbers = self._numbers(indices)
-        return self._decoded_all(numbers, self._reader().gather(numbers))
+        return self._objects.all(numbers, self._reader().gather(numbers))
 
     def read_raw_batch(self, indices: Any) -> Sequence[bytes | memoryview]:
         """The same, without making objects of them; read-only views where rows come from a store."""
@@ -167,7 +167,7 @@ class RowDataset:
         """A data set of its own with rows [start, start + length) of this one; none beyond its end."""
         window = self._window(start, length)
         options = dataclasses.replace(self.options, start=window.start, length=len(window))
-        part = RowDataset(self.version, "r", self._serializer, options, count=self._count)
+        part = RowDataset(self.version, "r", self._objects.serializer, options, count=self._count)
         part._adopt(self._reader().retain())
         return part
 
@@ -181,7 +181,7 @@ class RowDataset:
     @property
     def serialization(self) -> Serializer:
         """How rows become objects."""
-        return self._serializer
+        return self._objects.serializer
 
     @property
     def keys(self) -> RowKeys | None:
@@ -208,7 +208,7 @@ class RowDataset:
         found = self._cursor.next(self._fetch)
         if found is None or self._decode is None:
             return found and found[1]
-        return self._decoded(found[0] + self._start, found[1])
+        return self._objects.one(found[0] + self._start, found[1])
 
     def pread(self, index: int) -> Any:
         """A row by its number; `read` goes on where it was. Raises EOFError past the end."""
@@ -254,7 +254,7 @@ class RowDataset:
         """
         if self._writer is None:
             self._refuse_write()
-        self._writer.write(self._serializer.serialize(obj))
+        self._writer.write(self._objects.serializer.serialize(obj))
         return True
 
     def flush(self) -> None:
@@ -289,7 +289,7 @@ class RowDataset:
         if self.mode == "w":
             raise TypeError(f"{self!r} is being written and stays in its process; open it to read instead")
         count = None if self._closed else self._reader().count
-        return _rebuild, (self.version, self._serializer, self.options, count)
+        return _rebuild, (self.version, self._objects.serializer, self.options, count)
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -308,7 +308,7 @@ class RowDataset:
         self._start, self._stop = start, min(start + length, reader.count)
         if self.mode == "r":
             self._count = reader.count
-        self._row = reader.row if self._serializer.takes_buffers else reader.row_as_bytes()
+        self._row = reader.row_as_bytes() if self._objects.wants_bytes else reader.row
         self._opened = reader
 
     def _forget(self) -> None:
@@ -322,7 +322,7 @@ class RowDataset:
     def _fetch(self, at: int) -> Sequence[Row]:
         reader = self._reader()
         for start, stop in reader.batches(self._start + at, self._stop, self.options.buffer_size):
-            return self._plain(reader.rows(start, stop))
+            return self._objects.plain(reader.rows(start, stop))
         return ()
 
     def _window(self, start: int, length: int | None) -> range:
@@ -345,29 +345,8 @@ class RowDataset:
             raise KeyError(key)
         return number - self._start
 
-    def _objects(self, numbers: range) -> Sequence[Any]:
-        return self._decoded_all(numbers, self._reader().rows(numbers.start, numbers.stop))
-
-    def _decoded_all(self, numbers: Sequence[int], rows: Sequence[Row]) -> list[Any]:
-        rows = self._plain(rows)
-        if self._decode is None:
-            return rows if isinstance(rows, list) else list(rows)
-        try:
-            return list(map(self._decode, rows))
-        except ValueError:
-            return [self._decoded(number, row) for number, row in zip(numbers, rows, strict=True)]
-
-    def _decoded(self, number: int, row: Row) -> Any:
-        try:
-            return self._serializer.deserialize(row)  # type: ignore[arg-type]  # views where it takes them
-        except ValueError as exc:
-            raise FormatError(f"row {number} cannot be read: {exc} ({self.version})") from exc
-
-    def _plain(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """As bytes, for serializers that expect no views."""
-        if self._serializer.takes_buffers or not rows or isinstance(rows[0], bytes):
-            return rows
-        return [bytes(row) for row in rows]
+    def _range(self, numbers: range) -> list[Any]:
+        return self._objects.all(numbers, self._reader().rows(numbers.start, numbers.stop))
 
     def _refuse_write(self) -> NoReturn:
         raise RuntimeError("Dataset is closed" if self._closed else "Dataset is not writable: mode 'r'")
@@ -377,13 +356,6 @@ class RowDataset:
         if writer is not None:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
-
-
-def _decoder(serializer: Serializer) -> Callable[[Any], Any] | None:
-    """None where rows are what they are. ValueError means: ask the serializer itself."""
-    if type(serializer) is NoSerializer:
-        return None
-    return serializer.quick or serializer.deserialize
 
 
 def _not_open(number: int) -> Row:

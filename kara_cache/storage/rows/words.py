@@ -24,7 +24,7 @@ def words(stream: ByteStream, start: int, count: int, kind: Literal["q", "Q"] = 
     if start + length > stream.size:
         raise FormatError(f"{stream!r}: {length} bytes wanted at {start}")
     if isinstance(stream, MappedBytes) and len(stream.segments) == 1:
-        return memoryview(stream.segments[0])[start : start + length].cast(kind)
+        return memoryview(stream.segments[0])[start : start + length].toreadonly().cast(kind)
     memory = fresh_memory(length)
     got = stream.read_into(start, memory) if length else 0
     if got != length:
