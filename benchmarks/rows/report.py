@@ -29,7 +29,7 @@ has closed its files, to a file system in memory, so that the disk is not what i
 iterates. **random** is 20,000 single reads. **permutation** reads all rows in random order, in batches of
 256 where the format has them. **shuffled** is the format's own shuffled epoch: chunks and blocks for
 litdata and MosaicML; all others, ours too, go through kara-storage's pool of 4,096 rows. **DataLoader** has
-2 workers, batches of 256, and counts from the first batch on; shuffled is a true permutation where the
+2 workers, batches of 256, and counts from when both have sent one; shuffled is a true permutation where the
 format is map-style (ours is). Its cost for each row, pickling into a pipe, is the same for all. **JSON**
 decodes each row, with msgspec or what the format brings.
 """

@@ -22,7 +22,7 @@ class Reader:
         path = f"{home}/rows.array_record"
         # Read-ahead helps a pass in sequence and ruins random access, so there is one reader for each.
         self._sequential = ArrayRecordReader(path)
-        self._random = ArrayRecordReader(path, "readahead_buffer_size:0")
+        self._random = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
         self._count = self._random.num_records()
         self._decode = decode
 

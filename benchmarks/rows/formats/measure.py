@@ -88,6 +88,10 @@ class RowMap:
         self._arguments = (module.__name__, home, decode)
         self._opened: tuple[int, Any] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        name, home, decode = self._arguments
+        return _row_map, (name, home, decode)
+
     @property
     def rows(self) -> Any:
         if self._opened is None or self._opened[0] != os.getpid():
@@ -104,6 +108,10 @@ class RowMap:
     def __getitems__(self, indices: list[int]) -> list[Any]:
         rows = self.rows
         return rows.batch(indices) if hasattr(rows, "batch") else [rows[i] for i in indices]  # type: ignore[no-any-return]
+
+
+def _row_map(name: str, home: str, decode: bool) -> RowMap:
+    return RowMap(importlib.import_module(name), home, decode)
 
 
 class Measure:
@@ -178,7 +186,7 @@ class Measure:
         return {"peak_bytes": _status("VmHWM"), "anonymous_bytes": _status("RssAnon")}
 
     def _loader(self, decode: bool, *, shuffle: bool) -> dict[str, float]:
-        """An epoch from its first batch on: starting processes is not the format's."""
+        """An epoch from when both workers have sent a batch: starting processes is not the format's."""
         from torch.utils.data import DataLoader, IterableDataset
 
         if hasattr(self._module.Reader, "dataset"):
@@ -187,9 +195,11 @@ class Measure:
             dataset = RowMap(self._module, self._home, decode)
         options: dict[str, Any] = {} if isinstance(dataset, IterableDataset) else {"shuffle": shuffle}
         make = getattr(self._module, "loader", DataLoader)
+        if hasattr(self._module, "START_METHOD"):
+            options["multiprocessing_context"] = self._module.START_METHOD
         loader = make(dataset, batch_size=BATCH_ROWS, num_workers=2, collate_fn=_as_list, **options)
         batches = iter(loader)
-        first = next(batches)
+        first = [row for _, batch in zip(range(2), batches, strict=False) for row in batch]
         result = _timed((row for batch in batches for row in batch), decode)
         if result["seconds"] < LIMIT_S and result["rows"] + len(first) != len(dataset):
             raise RuntimeError(f"{result['rows'] + len(first):.0f} rows of {len(dataset)}")
