@@ -187,6 +187,16 @@ def test_removing_from_the_cache_alone_leaves_the_file(
     assert cached(fs, place / "file") == 0
 
 
+@pytest.mark.parametrize("keyword", ["recursive", "recursive_alias", "recursiveAlias"])
+def test_directories_are_deleted_if_asked_for(fs: AlluxioFileSystem, place: Path, keyword: str) -> None:
+    (place / "a").mkdir()
+    (place / "a" / "file").write_bytes(b"x")
+    with pytest.raises(IsADirectoryError):
+        fs.rm(f"{place}/a")
+    assert fs.rm(f"{place}/a", **{keyword: True})
+    assert not (place / "a").exists()
+
+
 def test_mounts_are_not_deleted(fs: AlluxioFileSystem, place: Path) -> None:
     with pytest.raises(PermissionError, match="mounts"):
         fs.rm(str(place), recursive=True, deleteMountPoint=True)
