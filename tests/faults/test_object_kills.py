@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -9,14 +10,19 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kara_cache.storage import objects
 from kara_cache.storage.location import Location, open_location
 from kara_cache.storage.objects.partial_blob import PART_BYTES
+from kara_worker.testing.oss_server import OssServer
 
-pytestmark = pytest.mark.fault
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning"),
+]
 CHILD = Path(__file__).with_name("object_child.py")
 RANDOM = random.Random(8)
 LARGE = RANDOM.randbytes(PART_BYTES + 4321)
@@ -40,14 +46,17 @@ def content(directory: Path) -> dict[str, bytes]:
     }
 
 
-def run(action: str, location: Location, directory: Path, fatal: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(CHILD), action, location.url, str(directory), str(fatal)]
+def run(
+    action: str, location: Location, directory: Path, fatal: int, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    where = [location.url, json.dumps(options)]
+    command = [sys.executable, "-W", "ignore", str(CHILD), action, *where, str(directory), str(fatal)]
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
 
-def changes(action: str, location: Location, directory: Path) -> int:
-    """How many changes it takes when nobody is killed."""
-    done = run(action, location, directory, 0)
+def changes(action: str, location: Location, directory: Path, **options: Any) -> int:
+    """How many steps it takes when nobody is killed."""
+    done = run(action, location, directory, 0, **options)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[1])
 
@@ -140,6 +149,49 @@ def test_saves_killed_at_each_change(tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)
 def test_loads_killed_at_each_change(tmp_path: Path) -> None:
     load_trials(tmp_path, trials=1000, seed=4)
+
+
+def oss_trials(tmp_path: Path, trials: int, seed: int) -> None:
+    """Saves to an object store, each to a place of its own, and loads from it."""
+    old, new = write(tmp_path / "old", OLD), write(tmp_path / "new", NEW)
+    with OssServer(buckets=["bucket"]) as server:
+        keys = server.credentials
+        options = {"app_key": keys.key_id, "app_secret": keys.key_secret, "use_ssl": False}
+
+        def place(name: object) -> Location:
+            location = open_location(f"oss://{server.host}/bucket/{name}", **options)
+            objects.save_directory(location, "ns", "key", old, progress_bar=False)
+            return location
+
+        total = changes("save", place("rehearsal"), new, **options)
+        for fatal in points(total, trials, seed):
+            location, when = place(fatal), f"killed at {fatal} of {total}"
+            assert run("save", location, new, fatal, **options).returncode == -signal.SIGKILL
+            versions = objects.list_versions(location, "ns", "key")
+            assert versions.latest == "0" or fatal > total - 3, when
+            for name in versions.names:
+                assert not objects.verify_directory(location, "ns", "key", name, progress_bar=False).problems
+            objects.save_directory(location, "ns", "key", new, "latest", progress_bar=False)
+            load(location, tmp_path / "target", total, fatal, options)
+            location.close()
+
+
+def load(location: Location, target: Path, total: int, fatal: int, options: dict[str, Any]) -> None:
+    """A load that is killed somewhere, and the next one."""
+    run("load", location, target, fatal, **options)
+    objects.load_directory(location, "ns", "key", target, progress_bar=False)
+    assert content(target) == NEW, f"killed at {fatal} of {total}"
+    shutil.rmtree(target)
+
+
+def test_killed_between_calls_of_an_object_store(tmp_path: Path) -> None:
+    oss_trials(tmp_path, trials=2, seed=5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_before_each_call_of_an_object_store(tmp_path: Path) -> None:
+    oss_trials(tmp_path, trials=1000, seed=6)
 
 
 def test_a_killed_save_sends_only_what_is_missing(tmp_path: Path) -> None:

@@ -144,6 +144,14 @@ def test_in_the_way(tmp_path: Path, case: str) -> None:
     assert names_below(target) == ["a", "inner"]
 
 
+def test_a_target_that_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(NotADirectoryError, match=name):
+            TargetTree(tmp_path / name).check(tree_of("f"), clear=True)
+
+
 def test_a_link_in_the_place_of_a_file_is_replaced(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()

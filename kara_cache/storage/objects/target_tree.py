@@ -29,6 +29,8 @@ class TargetTree:
         """
         if not os.path.lexists(self.path):
             return
+        if not os.path.isdir(self.path):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.path)
         for directory in sorted(tree.directories, key=len):
             self._check_directory(directory, clear=clear)
         if clear:
