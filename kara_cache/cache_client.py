@@ -31,6 +31,7 @@ from kara_cache.page_buffers import fresh_memory
 from kara_cache.process_events import tell_at_exit, watch
 from kara_cache.range_reads import RangeReads
 from kara_cache.read_ahead import ReadAhead, SequentialReader
+from kara_cache.slow_reads import SlowReads
 from kara_cache.stripe import STRIPE_BYTES
 from kara_cache.suspects import Suspects
 from kara_cache.ufs.base import FileInfo
@@ -81,11 +82,12 @@ class CacheClient:
         self._membership = membership if membership is not None else membership_of(config)
         self._cluster = Cluster(self._membership, transport, Suspects(config.suspect_s))
         self._metrics = ClientMetrics()
-        self._push = MetricsPush(self._metrics, self._cluster, at_first_use=tell_at_exit)
+        self._slow = SlowReads()
+        self._push = MetricsPush(self._metrics, self._slow, self._cluster, at_first_use=tell_at_exit)
         self._known_mounts = KnownMounts(self._cluster)
         self._failover = Failover(self._cluster, self._metrics, timeout_s=config.timeout_s, fallback=fallback)
         self._local = LocalPages()
-        self._reads = FileReads(self._failover, self._local, self._metrics, self._push)
+        self._reads = FileReads(self._failover, self._local, self._metrics, self._push, self._slow)
         self._ranges = RangeReads(self._failover, self._reads, self._local, self._metrics)
         self._writes = FileWrites(self._failover, timeout_s=config.timeout_s)
         self._listing = Listing(self._failover, timeout_s=config.timeout_s)
@@ -291,6 +293,13 @@ class CacheClient:
             for worker in view.workers
         ]
 
+    def slowest_reads(self, count: int) -> builtins.list[dict[str, Any]]:
+        """The slowest reads that clients anywhere told of lately, slowest first, with stages and cause."""
+        self.flush_metrics()
+        answers = [self._ask(worker_id, "/slow-reads") for worker_id in self._cluster.table().clients]
+        reads = [read for answer in answers for read in answer.get("reads", ())]
+        return sorted(reads, key=lambda read: -float(read["total_s"]))[:count]
+
     def _ask(self, worker_id: str, name: str, *query: tuple[str, str | int]) -> dict[str, Any]:
         worker = self._cluster.table().clients.get(worker_id)
         if worker is None:
@@ -332,6 +341,7 @@ class CacheClient:
         """In the child, before anything else; takes no lock."""
         self._tls.after_fork()
         self._metrics.after_fork()
+        self._slow.after_fork()
         self._push.after_fork()
         self._cluster.after_fork()
         self._local.after_fork()

@@ -56,6 +56,9 @@ class Connection:
         self.head: ResponseHead  # of the latest response
         self.home: Home | None = None  # the pool it belongs to
         self.reused = False
+        self.connect_s = (
+            0.0  # what it took to make it, for the exchange that it was made for; kept by the pool
+        )
         self.idle_since = 0.0  # monotonic; kept by the pool
         self.deadline = 0.0  # monotonic; set by `send`, may be moved by the owner
         self.stall_s = stall_s  # may be changed by the owner for one exchange

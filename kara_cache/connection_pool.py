@@ -60,9 +60,11 @@ class ConnectionPool:
                 self._wait_for_room(deadline)
             if self._idle and not fresh:
                 connection = self._idle.pop()
+                connection.connect_s = 0.0
                 self._lent.add(connection)
                 return connection
             self._connecting += 1
+        began = monotonic()
         try:
             connection = self.address.connect(min(self._connect_timeout_s, deadline - monotonic()))
         except BaseException:
@@ -72,6 +74,7 @@ class ConnectionPool:
                     self._free.notify()
             raise
         connection.home = self
+        connection.connect_s = monotonic() - began
         with self._lock:
             self._connecting -= 1
             self._lent.add(connection)

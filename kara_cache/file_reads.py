@@ -11,6 +11,9 @@ from kara_cache.errors import CacheError, PageCorrupt, UnderStoreError
 from kara_cache.failover import Call, Detours, Failover
 from kara_cache.local_pages import LocalPages
 from kara_cache.metrics_push import MetricsPush
+from kara_cache.read_stages import Marks
+from kara_cache.response import stages_told
+from kara_cache.slow_reads import SlowReads
 from kara_cache.stripe import STRIPE_BYTES, stripes
 from kara_cache.ufs.base import UnderStore
 from kara_cache.worker_client import WorkerClient
@@ -21,7 +24,7 @@ _VERIFY_S = 1.0  # a worker is told of its corrupt page in so long or not at all
 class _Part:
     """The bytes of a read that lie in one stripe; the first `held` of them are there already."""
 
-    __slots__ = ("began", "deadline", "file", "held", "start", "view")
+    __slots__ = ("asked", "began", "deadline", "file", "held", "marks", "start", "view")
 
     def __init__(
         self, file: CachedFile, start: int, view: memoryview, held: int, began: float, deadline: float
@@ -31,6 +34,8 @@ class _Part:
         self.view = view
         self.held = held
         self.began = began
+        self.asked = began  # when the attempt began that brought the bytes
+        self.marks = Marks()
         self.deadline = deadline
 
 
@@ -38,12 +43,18 @@ class FileReads:
     """Thread-safe; usable in a forked child after its parts were told."""
 
     def __init__(
-        self, failover: Failover, local: LocalPages, metrics: ClientMetrics, push: MetricsPush
+        self,
+        failover: Failover,
+        local: LocalPages,
+        metrics: ClientMetrics,
+        push: MetricsPush,
+        slow: SlowReads,
     ) -> None:
         self._failover = failover
         self._local = local
         self._metrics = metrics
         self._push = push
+        self._slow = slow
 
     def read_into(self, file: CachedFile, start: int, view: memoryview) -> int:
         """Fills `view` from byte `start`; fewer bytes only at the end of the file."""
@@ -121,19 +132,37 @@ class FileReads:
         start = part.start + part.held
         if part.held:
             view = view[part.held :]
+        part.asked = monotonic()
         try:
-            hit = worker.read_into(file, start, view, keep=keep, deadline=part.deadline)
+            hit = worker.read_into(file, start, view, keep=keep, deadline=part.deadline, marks=part.marks)
         except PageCorrupt:
             self._report(worker, file, start, len(view))
             raise
-        self._metrics.worker_read(len(part.view), part.held, monotonic() - part.began, hit=hit)
+        seconds = monotonic() - part.began
+        self._metrics.worker_read(len(part.view), part.held, seconds, hit=hit)
+        if seconds >= self._slow.least_s:
+            self._note_slow(part, worker.id, seconds)
 
     def _from_store(self, store: UnderStore, path: str, part: _Part) -> None:
         file, start, view = part.file, part.start + part.held, part.view[part.held :]
+        asked = monotonic()
         got = store.read_into(path, start, view, version=file.info.version or None)
         if got != len(view):
             raise UnderStoreError(f"{file.path}: {got} bytes at {start} of a file of {file.size}")
-        self._metrics.store_read(len(part.view), part.held, monotonic() - part.began)
+        seconds = monotonic() - part.began
+        self._metrics.store_read(len(part.view), part.held, seconds)
+        if seconds >= self._slow.least_s:
+            part.marks = Marks(answer_s=monotonic() - asked, worker={"store_body": monotonic() - asked})
+            part.asked = asked
+            self._note_slow(part, "store", seconds)
+
+    def _note_slow(self, part: _Part, worker: str, seconds: float) -> None:
+        marks = part.marks
+        if marks.worker is None:
+            marks.worker = stages_told(marks.fields)
+        detour_s = part.asked - part.began
+        length = len(part.view)
+        self._slow.add(part.file.path, part.start, length, worker, marks, total_s=seconds, detour_s=detour_s)
 
     def _read_local(self, worker: WorkerClient, part: _Part) -> None:
         """Takes what pages of this host give; a corrupt one is reported, and its bytes left to a request."""

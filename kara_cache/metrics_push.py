@@ -11,6 +11,7 @@ from time import monotonic
 from kara_cache.client_metrics import ClientCounts, ClientMetrics
 from kara_cache.cluster import Cluster
 from kara_cache.errors import KaraError
+from kara_cache.slow_reads import SlowReads
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +23,12 @@ _TRIES = 2  # workers
 class MetricsPush:
     """Thread-safe. There is no thread: `due` is asked by reads, so an idle process sends nothing."""
 
-    def __init__(self, metrics: ClientMetrics, cluster: Cluster, *, at_first_use: Callable[[], None]) -> None:
+    def __init__(
+        self, metrics: ClientMetrics, slow: SlowReads, cluster: Cluster, *, at_first_use: Callable[[], None]
+    ) -> None:
         """`at_first_use` is called once in every process that counts anything, also in forked ones."""
         self._metrics = metrics
+        self._slow = slow
         self._cluster = cluster
         self._at_first_use = at_first_use
         self.after_fork()
@@ -53,6 +57,8 @@ class MetricsPush:
             document = now.since(self._sent)
             if not document:
                 return True
+            if slow := self._slow.take():
+                document["slow_reads"] = slow
             if not self._send(json.dumps(document).encode()):
                 return False
             self._sent = now

@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kara_cache.errors import FormatError
-from kara_cache.wire import PAGE_HEADER, SUM_HEADER
+from kara_cache.read_stages import parse_stages
+from kara_cache.wire import PAGE_HEADER, STAGES_HEADER, SUM_HEADER
 
 # a field's name as it stands in a lower-cased head
 _LENGTH = b"\r\ncontent-length:"
 _CODING = b"\r\ntransfer-encoding:"
 _CONNECTION = b"\r\nconnection:"
 _SUM = f"\r\n{SUM_HEADER.lower()}:".encode()
+_STAGES = f"\r\n{STAGES_HEADER.lower()}:".encode()
 _PAGE = f"\r\n{PAGE_HEADER.lower()}:".encode()
 
 
@@ -65,6 +67,12 @@ def page_bytes_of(head: ResponseHead) -> int:
     if value is None or not value.isdigit() or not 0 < int(value) < 1 << 40:
         raise FormatError(f"{PAGE_HEADER} {value!r:.40}")
     return int(value)
+
+
+def stages_told(fields: bytes) -> dict[str, float]:
+    """The worker's stages of a read, from a head or from trailers; {} for a plain hit."""
+    value = _value(fields, _STAGES)
+    return parse_stages(value.decode("ascii", "replace")) if value else {}
 
 
 def sums_of(fields: bytes) -> list[int]:

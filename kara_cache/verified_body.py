@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 from kara_cache.checksum import checksum
 from kara_cache.connection import Connection
 from kara_cache.errors import FormatError, PageCorrupt, WorkerUnavailable
@@ -9,8 +11,10 @@ from kara_cache.response import page_bytes_of, sums_of
 from kara_cache.wire import pieces
 
 
-def receive_verified(connection: Connection, path: str, start: int, view: memoryview) -> None:
+def receive_verified(connection: Connection, path: str, start: int, view: memoryview) -> tuple[bytes, float]:
     """Fills `view` with bytes of `path` from byte `start` on.
+
+    Returns the fields that came with the sums, of the head or of the trailers, and when the last byte came.
 
     Raises:
         PageCorrupt: a piece differs from its sum.
@@ -23,12 +27,15 @@ def receive_verified(connection: Connection, path: str, start: int, view: memory
     if got != want:
         raise _protocol(connection, f"{path}: the body ended after {got} of {want} bytes at {start}")
     trailers = connection.finish()
+    complete = monotonic()
+    fields = trailers if head.length is None else head.fields
     try:
         page_bytes = page_bytes_of(head)
-        sums = sums_of(trailers if head.length is None else head.fields)
+        sums = sums_of(fields)
     except FormatError as exc:
         raise _protocol(connection, f"{path}: {exc}") from exc
     _verify(connection, path, start, view, page_bytes, sums)
+    return fields, complete
 
 
 def _verify(

@@ -13,6 +13,7 @@ from kara_cache.cached_file import CachedFile
 from kara_cache.errors import CacheError, FormatError, WorkerUnavailable
 from kara_cache.membership.base import WorkerInfo
 from kara_cache.range_frames import RangeFrames
+from kara_cache.read_stages import Marks
 from kara_cache.ufs.base import FileInfo
 from kara_cache.verified_body import receive_verified
 from kara_cache.wire import decode_info
@@ -40,23 +41,27 @@ class WorkerClient:
     # -- bytes -------------------------------------------------------------------------------------
 
     def read_into(
-        self, file: CachedFile, start: int, view: memoryview, *, keep: bool, deadline: float
+        self, file: CachedFile, start: int, view: memoryview, *, keep: bool, deadline: float, marks: Marks
     ) -> bool:
         """Fills `view`, which must not be empty nor reach beyond the file's end, with verified bytes.
 
         With keep=False the worker reads through without storing pages. Returns whether every page
-        was on its SSD.
+        was on its SSD; `marks` gets what it took.
         """
-        link = self.link
+        link, began = self.link, monotonic()
         prefix = file.reading if keep else file.read_through
         connection = link.send(b"%b%d&length=%d%b" % (prefix, start, len(view), link.tail()), deadline)
         if connection.head.status != 200:
             link.document(connection, file.path)
         try:
-            receive_verified(connection, file.path, start, view)
+            fields, complete = receive_verified(connection, file.path, start, view)
         except BaseException:
             link.discard(connection)
             raise
+        marks.verify_s = monotonic() - complete
+        marks.connect_s = connection.connect_s
+        marks.answer_s = complete - began - marks.connect_s
+        marks.fields = fields
         link.release(connection)
         return connection.head.length is not None
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from kara_cache.attachment import Attachment
-from kara_cache.cli import screen, transfer
+from kara_cache.cli import screen, slowest, transfer
 from kara_cache.cli.exit_code import UsageError
 from kara_cache.quantity import format_bytes
 from kara_cache.ufs.base import FileInfo
@@ -122,6 +122,11 @@ def mounts(attachment: Attachment, arguments: argparse.Namespace) -> None:
 
 
 def explain(attachment: Attachment, arguments: argparse.Namespace) -> None:
+    if (arguments.path is None) == (arguments.slowest is None):
+        raise UsageError("explain: want a PATH, or --slowest N")
+    if arguments.slowest is not None:
+        slowest.show(attachment.client.slowest_reads(arguments.slowest), as_json=arguments.json)
+        return
     document = attachment.client.explain(kara_path(attachment, arguments.path))
     if arguments.json:
         screen.print_json(document)

@@ -58,6 +58,7 @@ _EXAMPLES = {
   kara mounts --json""",
     "explain": """\
   kara explain /data/part-0001.parquet
+  kara explain --slowest 20
   kara explain oss://oss-cn-hangzhou.aliyuncs.com/bucket/part-0001.parquet --json""",
 }
 
@@ -118,8 +119,13 @@ def make_parser() -> argparse.ArgumentParser:
     sub = verb("mounts", commands.mounts, "Which paths stand for which stores.")
     sub.add_argument("--json", action="store_true", help="for scripts")
 
-    sub = verb("explain", commands.explain, "Who owns a file, which of its pages are where, which version.")
-    sub.add_argument("path", metavar="PATH")
+    sub = verb(
+        "explain", commands.explain, "Who owns a file and what is cached of it; or why reads were slow."
+    )
+    sub.add_argument("path", metavar="PATH", nargs="?")
+    sub.add_argument(
+        "--slowest", metavar="N", type=int, help="the slowest reads of the last minutes, by stage"
+    )
     sub.add_argument("--json", action="store_true", help="for scripts")
 
     add_storage_verbs(verbs, _connection)

@@ -24,6 +24,7 @@ from kara_cache.errors import (
     WorkerBusy,
     WorkerUnavailable,
 )
+from kara_cache.read_stages import Marks
 from kara_cache.ufs.base import FileInfo
 from kara_cache.wire import FileRange, RangeFile, encode_ranges
 from kara_cache.worker_client import WorkerClient
@@ -64,7 +65,7 @@ def connect() -> Iterator[Connect]:
 def read(client: WorkerClient, worker: ScriptedWorker, start: int = 0, length: int = len(CONTENT)) -> bytes:
     buffer = bytearray(min(length, len(CONTENT) - start))
     file = CachedFile(worker.file("/m/f"))
-    client.read_into(file, start, memoryview(buffer), keep=True, deadline=soon())
+    client.read_into(file, start, memoryview(buffer), keep=True, deadline=soon(), marks=Marks())
     return bytes(buffer)
 
 
@@ -93,8 +94,8 @@ def test_reads_are_right(
 def test_a_read_tells_hit_from_fill_and_says_what_to_keep(worker: ScriptedWorker, connect: Connect) -> None:
     worker.plan("GET", "/read", Answer.honest, script.fill(5))
     client, file, view = connect(worker), CachedFile(worker.file("/m/f")), memoryview(bytearray(10))
-    assert client.read_into(file, 0, view, keep=True, deadline=soon()) is True
-    assert client.read_into(file, 0, view, keep=False, deadline=soon()) is False
+    assert client.read_into(file, 0, view, keep=True, deadline=soon(), marks=Marks()) is True
+    assert client.read_into(file, 0, view, keep=False, deadline=soon(), marks=Marks()) is False
     first, second = worker.requests
     assert "keep" not in first.query
     assert second.query["keep"] == "0"
@@ -109,7 +110,7 @@ def test_paths_with_every_odd_character_arrive_as_they_are(connect: Connect) -> 
         info = client.info(path, soon())
         assert info.path == path
         buffer = bytearray(7)
-        client.read_into(CachedFile(info), 0, memoryview(buffer), keep=True, deadline=soon())
+        client.read_into(CachedFile(info), 0, memoryview(buffer), keep=True, deadline=soon(), marks=Marks())
         assert buffer == b"content"
 
 
@@ -256,8 +257,9 @@ def test_the_deadline_ends_a_read_that_shows_signs_of_life(worker: ScriptedWorke
 
     worker.plan("GET", "/read", forever)
     client, file = connect(worker), CachedFile(worker.file("/m/f"))
+    deadline = monotonic() + 0.2
     with pytest.raises(WorkerUnavailable) as caught:
-        client.read_into(file, 0, memoryview(bytearray(10)), keep=True, deadline=monotonic() + 0.2)
+        client.read_into(file, 0, memoryview(bytearray(10)), keep=True, deadline=deadline, marks=Marks())
     assert caught.value.reason == "timeout"
 
 

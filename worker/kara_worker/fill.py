@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 
 from kara_cache.checksum import checksum
@@ -22,6 +23,9 @@ class Fill:
         self.start = start
         self.stop = stop
         self.keep = keep
+        self.began = time.perf_counter()
+        self.asked_at = 0.0  # when it had memory, and the store was asked
+        self.first_at = 0.0  # when the first bytes had come
         self.valid = 0  # bytes from `start` that are in the buffer
         self.error: Exception | None = None
         self.headers: Sequence[PageHeader] = ()
@@ -33,6 +37,7 @@ class Fill:
 
     def attach(self, buffer: memoryview) -> None:
         self._buffer = buffer
+        self.asked_at = time.perf_counter()
 
     def progress_from_thread(self, valid: int) -> None:
         """May be called by the store's thread; the loop may be closed already at shutdown."""
@@ -42,11 +47,14 @@ class Fill:
     def _advance(self, valid: int) -> None:
         # a retried request starts over: never go back, the bytes are of the same version
         if valid > self.valid and not self.complete:
+            if not self.valid:
+                self.first_at = time.perf_counter()
             self.valid = valid
             self._wake()
 
     def finish(self, headers: Sequence[PageHeader]) -> None:
         self.headers = headers
+        self.first_at = self.first_at or time.perf_counter()
         self.valid = self.stop - self.start
         self.complete = True
         self._wake()

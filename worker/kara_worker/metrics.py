@@ -143,6 +143,13 @@ class WorkerMetrics:
             "store_read_bytes": fetched,
         }
 
+    def mean_store_seconds(self, mount: str) -> float:
+        """Of the mount's reads that were answered; 0.0 before the first."""
+        with self._lock:
+            cell = self._store_requests.get((mount, "read", "ok"))
+            count = sum(cell.counts) if cell is not None else 0
+            return cell.total_s / count if cell is not None and count else 0.0
+
     def store_rows(self) -> tuple[dict[tuple[str, str, str], tuple[int, float]], dict[str, int]]:
         """(mount, verb, result) -> (count, seconds), and mount -> bytes read."""
         with self._lock:

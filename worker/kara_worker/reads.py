@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Sequence
 from kara_cache.checksum import checksum
 from kara_cache.errors import PageCorrupt
 from kara_cache.page import PageId
-from kara_cache.wire import PAGE_HEADER, SOURCE_HEADER, SUM_HEADER
+from kara_cache.wire import PAGE_HEADER, SOURCE_HEADER, STAGES_HEADER, SUM_HEADER
 from kara_worker.fill import Fill
 from kara_worker.http_request import Request
 from kara_worker.http_server import Connection
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.output import PageSlice, SocketOutput
 from kara_worker.page_cache import CachedPart, FileRef, FillPart, PageCache, Part
+from kara_worker.served_stages import ServedStages
 from kara_worker.verified_read import in_memory, read_verified, read_verified_copy
 
 SIGN_OF_LIFE_S = 1.0  # the longest silence of a worker that waits for a store
@@ -117,13 +118,17 @@ class Reads:
             await request.start(length=0, headers=[f"{PAGE_HEADER}: {self._page_bytes}"])
             return
         self._metrics.hot_paths.read(ref.path)
+        stages = ServedStages()
         parts = await self._cache.parts(ref, start, stop, keep=keep)
-        if all(isinstance(part, CachedPart) for part in parts) and await self._send_cached(request, parts):
+        stages.opened()
+        if all(isinstance(part, CachedPart) for part in parts) and await self._send_cached(
+            request, parts, stages
+        ):
             self._metrics.served[ref.mount.name].cache_bytes += stop - start
             return
-        await self._stream(request, ref, parts)
+        await self._stream(request, ref, parts, stages)
 
-    async def _send_cached(self, request: Request, parts: Sequence[Part]) -> bool:
+    async def _send_cached(self, request: Request, parts: Sequence[Part], stages: ServedStages) -> bool:
         """All from SSD, in a thread where the disk is needed; False (nothing sent) when a page is corrupt."""
         output = request.connection.output
         threaded = isinstance(output, SocketOutput)
@@ -147,8 +152,12 @@ class Reads:
                 return False
             items.append(data)
             sums.append(f"{checksum(data):016x}")
+        stages.opened()
         length = parts[-1].stop - parts[0].start
         head = self._hit_head(length, sums)
+        if cold:
+            stages.sent_from_disk()
+        head = head[:-2] + f"{STAGES_HEADER}: {stages}\r\n\r\n".encode()
         request.started = True
         if cold and isinstance(output, SocketOutput):
             await output.send_in_thread(_SEND_STALL_S, head, *items)
@@ -156,7 +165,9 @@ class Reads:
             await request.write(head, *items)
         return True
 
-    async def _stream(self, request: Request, ref: FileRef, parts: Sequence[Part]) -> None:
+    async def _stream(
+        self, request: Request, ref: FileRef, parts: Sequence[Part], stages: ServedStages
+    ) -> None:
         sums: list[str] = []
         started = False
         for part in parts:
@@ -172,7 +183,9 @@ class Reads:
                     )
                     started = True
                 await request.write_chunk(data)
-        await request.finish([f"{SUM_HEADER}: {','.join(sums)}"])
+            if isinstance(part, FillPart):
+                stages.filled(part.fill)
+        await request.finish([f"{STAGES_HEADER}: {stages}", f"{SUM_HEADER}: {','.join(sums)}"])
 
     async def _bytes_of(
         self, request: Request, ref: FileRef, part: Part, sums: list[str], started: bool

@@ -32,6 +32,7 @@ from kara_worker.output import DescriptorMessage, SocketOutput
 from kara_worker.page_cache import FileRef, PageCache
 from kara_worker.ranges import Ranges, refs
 from kara_worker.reads import Reads
+from kara_worker.slow_reads import SlowReads
 from kara_worker.upload import upload
 
 V = TypeVar("V")
@@ -70,6 +71,7 @@ class PageServer:
         self._executor = executor
         self._status = status
         self._add_mount = add_mount
+        self._slow_reads = SlowReads(metrics.mean_store_seconds)
         self._reads = Reads(cache, metrics)
         self._ranges = Ranges(cache, self._reads, metrics)
         self._targets: dict[bytes, FileRef] = {}
@@ -91,6 +93,7 @@ class PageServer:
             ("GET", "/worker"): ("worker", self._worker),
             ("GET", "/explain"): ("explain", self._explain),
             ("POST", "/client-metrics"): ("client_metrics", self._client_metrics),
+            ("GET", "/slow-reads"): ("slow_reads", self._told_slow_reads),
         }
 
     def add_routes(self, routes: Mapping[tuple[str, str], tuple[str, Handler]]) -> None:
@@ -277,8 +280,16 @@ class PageServer:
 
     async def _client_metrics(self, request: Request) -> None:
         self._access.identify(request)
-        self._clients.add(json.loads(await request.body_bytes(_JSON_LIMIT)))
+        document = json.loads(await request.body_bytes(_JSON_LIMIT))
+        self._clients.add(document)
+        if slow := document.get("slow_reads"):
+            self._slow_reads.add(slow)
         await request.respond_json({})
+
+    async def _told_slow_reads(self, request: Request) -> None:
+        claims = self._access.identify(request)
+        reads = self._slow_reads.told(lambda path: claims is None or claims.allows("read", path))
+        await request.respond_json({"reads": reads})
 
     def _allowed(self, request: Request, verb: Verb) -> str:
         path = _text(request, "path")
