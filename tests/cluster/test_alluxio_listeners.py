@@ -367,6 +367,27 @@ def test_anonymous_listeners_read_and_do_not_write(guarded: Site) -> None:
     assert len(warnings) == 2
 
 
+# -- workers of a fixed list --------------------------------------------------------------------------------
+
+
+def test_one_copy_without_etcd(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    urls = {}
+    for number in range(6):
+        (disk / str(number)).write_bytes(random.Random(number).randbytes(2 * MIB + number))
+        urls[number] = f"file://{disk}/{number}"
+    with LocalCluster(3, mounts={"disk": f"file://{disk}"}, peers=True, alluxio_dict_port=0) as cluster:
+        for worker in cluster.workers:
+            named = json.loads(ask(worker, DICT, f"/v1/node?path={urls[0]}")[1])
+            assert named == {"Host": "127.0.0.1", "HttpServerPort": worker.ready["alluxio_ports"][DICT]}
+            for number, url in urls.items():
+                data = random.Random(number).randbytes(2 * MIB + number)
+                assert ask(worker, DICT, v1("chunk/ID", url)) == (200, data)
+        fetched = cluster.total("kara_worker_store_read_bytes_total")
+    assert fetched == sum(2 * MIB + number for number in urls)
+
+
 # -- owners that go ---------------------------------------------------------------------------------------
 
 

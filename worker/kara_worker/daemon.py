@@ -180,9 +180,15 @@ class WorkerDaemon:
         self._server.add_routes(self._loads.endpoints.routes())
         self._loads.board.start()
         if config.alluxio.enabled:
-            board = self._loads.board
             self._alluxio = AlluxioListeners(
-                config, self._cache, self._facts, self._metrics, self._threads, own=self.info, board=board
+                config,
+                self._cache,
+                self._facts,
+                self._metrics,
+                self._threads,
+                own=self.info,
+                cluster=self._loads.cluster,
+                board=self._loads.board,
             )
             stack.push_async_callback(self._alluxio.close)
             await self._alluxio.open()

@@ -36,7 +36,7 @@ def peers_of(config: WorkerConfig, own: WorkerInfo) -> Cluster:
     With etcd, who is there now; with `worker_hosts`, those; with neither, `own` alone. Whom we ask
     sees a token of our own making, good for everything, where a secret is set.
     """
-    tls = ClientTls(_client_tls(config))
+    tls = ClientTls(client_tls(config))
     transport = Transport(
         connect_timeout_s=1.0,
         stall_timeout_s=3.0,
@@ -55,7 +55,7 @@ def _membership(config: WorkerConfig, own: WorkerInfo) -> Membership:
     return Alone(own)
 
 
-def _client_tls(config: WorkerConfig) -> TlsConfig:
+def client_tls(config: WorkerConfig) -> TlsConfig:
     """Our side of TLS towards other workers: we show the certificate that we serve with."""
     tls = config.tls
     if not tls.cert:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from kara_cache.errors import CacheError, PageCorrupt, StaleVersion
 from kara_cache.stripe import STRIPE_BYTES
 from kara_cache.ufs.base import FileInfo
+from kara_worker.alluxio.owner_reads import OwnerReads
 from kara_worker.alluxio.owners import Owners
-from kara_worker.alluxio.peers import Peers
 from kara_worker.alluxio.verified_pages import VerifiedPages
 from kara_worker.file_facts import FileFacts
 from kara_worker.http_request import Request
@@ -48,13 +48,13 @@ class FileBytes:
         owners: Owners,
         metrics: WorkerMetrics,
         *,
-        peers: Peers | None,
+        owner_reads: OwnerReads | None,
     ) -> None:
         self._cache = cache
         self._facts = facts
         self._owners = owners
         self._metrics = metrics
-        self._peers = peers
+        self._owner_reads = owner_reads
         self._verified = VerifiedPages(cache.page_bytes)
 
     async def file(self, path: str) -> FileInfo:
@@ -150,14 +150,14 @@ class FileBytes:
                 ahead.cancel()
 
     def _is_ours(self, info: FileInfo, start: int) -> bool:
-        if self._peers is None:
+        if self._owner_reads is None:
             return True
         mount, _ = self._cache.stores.locate(info.path)
         return self._owners.ours(info.path, start // STRIPE_BYTES, mount.replicas)
 
     def _ask_owner(self, info: FileInfo, start: int, stop: int) -> asyncio.Task[memoryview]:
-        assert self._peers is not None
-        return asyncio.get_running_loop().create_task(self._peers.read(info, start, stop))
+        assert self._owner_reads is not None
+        return asyncio.get_running_loop().create_task(self._owner_reads.read(info, start, stop))
 
     async def _remote(
         self, info: FileInfo, start: int, stop: int, asked: asyncio.Task[memoryview]

@@ -8,16 +8,15 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-from kara_cache.config import ClientConfig
+from kara_cache.cluster import Cluster
 from kara_cache.endpoint import is_loopback
 from kara_cache.membership.base import WorkerInfo
-from kara_cache.membership.configured import membership_of
 from kara_worker.access import AccessControl
 from kara_worker.alluxio.api import DICT_FORM, LIST_FORM, AlluxioApi, ApiParts
 from kara_worker.alluxio.file_bytes import FileBytes
 from kara_worker.alluxio.load_answers import LoadAnswers
+from kara_worker.alluxio.owner_reads import OwnerReads
 from kara_worker.alluxio.owners import Owners
-from kara_worker.alluxio.peers import Peers
 from kara_worker.alluxio.s3_buckets import S3Buckets
 from kara_worker.alluxio.s3_multipart import S3Multipart
 from kara_worker.alluxio.s3_objects import S3Objects
@@ -49,26 +48,27 @@ class AlluxioListeners:
         executor: Executor,
         *,
         own: Callable[[], WorkerInfo],
+        cluster: Cluster,
         board: LoadBoard | None,
     ) -> None:
-        """`own` describes this worker, with the ports of these listeners once they are known."""
+        """`own` describes this worker, with the ports of these listeners once they are known; `cluster`
+        is all workers, and remains the caller's to close."""
         self._config = config
         self.ports = (0, 0, 0)
         self._servers: list[HttpServer] = []
         self._applications: list[AlluxioApi | S3Port] = []
         self._closing = contextlib.AsyncExitStack()
-        membership = peers = None
-        if config.etcd.hosts:
-            membership = membership_of(_membership_config(config))
-            peers = Peers(config, membership)
-            self._closing.push_async_callback(peers.close)
-        self._owners = Owners(own, membership)
+        owner_reads = None
+        if config.etcd.hosts or config.worker_hosts:
+            owner_reads = OwnerReads(config, cluster.membership)
+            self._closing.push_async_callback(owner_reads.close)
+        self._owners = Owners(own, cluster)
         self._closing.push_async_callback(self._owners.close)
         self._parts = ApiParts(
             cache=cache,
             stores=cache.stores,
             facts=facts,
-            files=FileBytes(cache, facts, self._owners, metrics, peers=peers),
+            files=FileBytes(cache, facts, self._owners, metrics, owner_reads=owner_reads),
             names=UfsNames(lambda: cache.stores.mounts),
             owners=self._owners,
             loads=LoadAnswers(board),
@@ -155,9 +155,3 @@ class AlluxioListeners:
         else:
             log.info("alluxio %s listener on %s:%d", name, alluxio.host, port)
         return port
-
-
-def _membership_config(config: WorkerConfig) -> ClientConfig:
-    return ClientConfig(
-        cluster_name=config.cluster_name, etcd=config.etcd, state_dir=config.listen.socket_dir
-    )

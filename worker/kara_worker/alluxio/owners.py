@@ -12,12 +12,9 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from kara_cache.cluster import RANKS
-from kara_cache.membership.base import Membership, MembershipView, MemberState, WorkerInfo
-from kara_cache.placement import Placement
-from kara_cache.stripe import stripe_key
+from kara_cache.cluster import Cluster, Table
+from kara_cache.membership.base import MemberState, WorkerInfo
 
 log = logging.getLogger(__name__)
 
@@ -26,61 +23,58 @@ _PROBE_S = 0.5  # to connect to a worker before it is named to a client that has
 _PROBE_KEPT_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    view: MembershipView
-    weights: dict[str, int]
-    placement: Placement
-    workers: dict[str, WorkerInfo]  # active ones, by id
-
-
 class Owners:
-    """Event loop only; the membership is looked at in a thread. Without one, this worker owns all."""
+    """Event loop only; a new table is built in a thread."""
 
-    def __init__(self, own: Callable[[], WorkerInfo], membership: Membership | None) -> None:
+    def __init__(self, own: Callable[[], WorkerInfo], cluster: Cluster) -> None:
+        """`own` is this worker, which a fixed list knows by its address alone."""
         self._own = own
-        self._membership = membership
-        self._table: _Table | None = None
+        self._cluster = cluster
+        self._table: Table | None = None
+        self._workers: dict[str, WorkerInfo] = {}  # active ones, by id
         self._task: asyncio.Task[None] | None = None
         self._probes: dict[tuple[str, int], tuple[float, bool]] = {}  # address -> (when, whether it answered)
 
     async def start(self) -> None:
-        if self._membership is not None:
-            await asyncio.to_thread(self._refresh)  # the first look may wait for etcd
-            self._task = asyncio.get_running_loop().create_task(self._refresh_loop())
+        await self._refresh()  # the first look may wait for etcd
+        self._task = asyncio.get_running_loop().create_task(self._refresh_loop())
 
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        if self._membership is not None:
-            await asyncio.to_thread(self._membership.close)
+
+    @property
+    def known(self) -> int:
+        """Active workers in the table, this one included."""
+        return len(self._workers)
 
     def ours(self, path: str, stripe: int, replicas: int) -> bool:
         """Whether pages of this stripe are to be kept here."""
         ranked = self._ranked(path, stripe)
-        own = self._own().id
-        return not ranked or any(worker.id == own for worker in ranked[: max(1, replicas)])
+        return not ranked or any(self._is_own(worker) for worker in ranked[: max(1, replicas)])
 
     async def owner(self, path: str, listener: int) -> WorkerInfo:
         """The worker to name for a path: the first that has the listener (an index of `alluxio_ports`)
         and can be reached; this one where there is none."""
-        own = self._own()
         for worker in self._ranked(path, 0):
-            if worker.id == own.id:
-                return own
+            if self._is_own(worker):
+                break
             port = worker.alluxio_ports[listener]
             if port and await self._answers(worker.host, port):
                 return worker
-        return own
+        return self._own()
+
+    def _is_own(self, worker: WorkerInfo) -> bool:
+        own = self._own()
+        return worker.id == own.id or (worker.host, worker.port) == (own.host, own.port)
 
     def _ranked(self, path: str, stripe: int) -> list[WorkerInfo]:
-        table = self._table
-        if table is None:
+        if self._table is None:
             return []
-        ids = table.placement.owners(stripe_key(path, stripe), RANKS)
-        return [table.workers[worker_id] for worker_id in ids if worker_id in table.workers]
+        ids = self._cluster.owners(self._table, path, stripe)
+        return [self._workers[worker_id] for worker_id in ids if worker_id in self._workers]
 
     async def _answers(self, host: str, port: int) -> bool:
         known = self._probes.get((host, port))
@@ -97,30 +91,18 @@ class Owners:
         self._probes[host, port] = now, answered
         return answered
 
-    @property
-    def known(self) -> int:
-        """Active workers in the table; 0 where there is no membership."""
-        return len(self._table.workers) if self._table is not None else 0
-
-    def _refresh(self) -> None:
-        assert self._membership is not None
-        view, old = self._membership.view(), self._table
-        weights = {worker.id: worker.capacity_bytes for worker in view.workers}
-        placement = (
-            old.placement
-            if old is not None and old.weights == weights
-            else Placement.build(weights, ranks=RANKS)
-        )
-        active = {worker.id: worker for worker in view.workers if worker.state is MemberState.ACTIVE}
-        self._table = _Table(view, weights, placement, active)
+    async def _refresh(self) -> None:
+        table = await asyncio.to_thread(self._cluster.table)
+        workers = table.view.workers
+        self._workers = {worker.id: worker for worker in workers if worker.state is MemberState.ACTIVE}
+        self._table = table
 
     async def _refresh_loop(self) -> None:
-        assert self._membership is not None
         while True:
             await asyncio.sleep(_REFRESH_S)
-            if self._table is not None and self._membership.view() is self._table.view:
+            if self._table is not None and self._cluster.membership.view() is self._table.view:
                 continue
             try:
-                await asyncio.to_thread(self._refresh)
+                await self._refresh()
             except Exception:  # a task's top: the old table serves on
                 log.exception("the table of owners stays as it was")

@@ -6,20 +6,28 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 from kara_cache.cache_client import CacheClient
-from kara_cache.config import ClientConfig, TlsConfig
+from kara_cache.config import ClientConfig
 from kara_cache.membership.base import Membership
 from kara_cache.ufs.base import FileInfo
 from kara_worker.config import WorkerConfig
+from kara_worker.peers import client_tls
 
 _THREADS = 16
 
 
-class Peers:
+class OwnerReads:
     """Event loop only; the client runs in threads of its own. Failover and verification are the client's."""
 
     def __init__(self, config: WorkerConfig, membership: Membership) -> None:
-        self._client = CacheClient(_client_config(config), membership=membership)
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="peer")
+        """`membership` remains the caller's to close."""
+        client = ClientConfig(
+            cluster_name=config.cluster_name,
+            secret=config.secret,
+            tls=client_tls(config),
+            local_reads=False,  # bytes go out by socket: descriptors would save nothing
+        )
+        self._client = CacheClient(client, membership=membership)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="owner-read")
 
     async def read(self, info: FileInfo, start: int, stop: int) -> memoryview:
         """Exactly [start, stop) of this version. Raises as `CacheClient.read_into`."""
@@ -34,24 +42,3 @@ class Peers:
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._client.close)
-
-
-def _client_config(config: WorkerConfig) -> ClientConfig:
-    """As a client of the same cluster that this worker is in. With mutual TLS its own certificate is shown,
-    and the authority that it asks clients for is the one it trusts."""
-    tls = config.tls
-    client_tls = TlsConfig()
-    if tls.cert:
-        client_tls = TlsConfig(
-            ca=tls.client_ca or "system",
-            cert=tls.cert if tls.client_ca else "",
-            key=tls.key if tls.client_ca else "",
-        )
-    return ClientConfig(
-        cluster_name=config.cluster_name,
-        etcd=config.etcd,
-        secret=config.secret,
-        tls=client_tls,
-        local_reads=False,  # bytes go out by socket: descriptors would save nothing
-        state_dir=config.listen.socket_dir,
-    )
