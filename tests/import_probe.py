@@ -20,11 +20,13 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 OURS = ("kara_cache", "kara_worker")
 # Base dependencies that every child needs: loaded once before the forks, they are not what is looked for.
 PRELOADED = ("asyncio", "fsspec", "mmh3", "msgspec", "requests", "urllib3", "xxhash")
+SLOW = {"kara_cache.torch": "torch"}  # takes seconds to load: once, in a child from which others are forked
 TOUCHING = (
     "os.chmod",
     "os.exec",
@@ -56,14 +58,24 @@ def import_error(name: str) -> str | None:
     return None
 
 
-def in_a_child(name: str) -> dict[str, Any]:
+def imported(name: str) -> dict[str, Any]:
+    error = import_error(name)
+    loaded = sorted({module.partition(".")[0] for module in sys.modules})
+    return {"error": error, "loaded": loaded, "effects": []}
+
+
+def imported_after(library: str, names: list[str]) -> dict[str, Any]:
+    import_error(library)
+    return {name: in_a_child(imported, name) for name in names}
+
+
+def in_a_child(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        error = import_error(name)
-        loaded = sorted({module.partition(".")[0] for module in sys.modules})
+        found = function(*arguments)
         with os.fdopen(writer, "w") as answer:
-            json.dump({"error": error, "loaded": loaded, "effects": []}, answer)
+            json.dump(found, answer)
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as answer:
@@ -142,7 +154,11 @@ def main() -> None:
     names = sys.argv[1:]
     for library in PRELOADED:
         importlib.import_module(library)
-    report = {name: in_a_child(name) for name in names}
+    report: dict[str, dict[str, Any]] = {}
+    for package, library in SLOW.items():
+        slow = [name for name in names if name == package or name.startswith(package + ".")]
+        report |= in_a_child(imported_after, library, slow)
+    report |= {name: in_a_child(imported, name) for name in names if name not in report}
     for name, effects in effects_of(names).items():
         report[name]["effects"] = effects
     json.dump(report, sys.stdout)
