@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from sys import getsizeof
 from typing import Any
@@ -55,7 +55,7 @@ class _Queue:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._changed = threading.Condition(threading.Lock())  # guards all below
-        self._batches: deque[tuple[list[Any] | BaseException | None, int]] = deque()
+        self._batches: deque[tuple[Iterable[Any] | BaseException | None, int]] = deque()
         self._bytes = 0
         self._closed = False
         self._pid = os.getpid()
@@ -67,14 +67,14 @@ class _Queue:
                 self._changed.wait(_WAIT_S)
             return not self._closed
 
-    def put(self, batch: list[Any] | BaseException | None, size: int = 0) -> None:
+    def put(self, batch: Iterable[Any] | BaseException | None, size: int = 0) -> None:
         """None is the end; an exception is one, too."""
         with self._changed:
             self._batches.append((batch, size))
             self._bytes += size
             self._changed.notify_all()
 
-    def get(self) -> list[Any] | None:
+    def get(self) -> Iterable[Any] | None:
         if os.getpid() != self._pid:
             raise RuntimeError("this iterator began before a fork; begin another one in the child")
         with self._changed:
@@ -97,7 +97,13 @@ class _Queue:
 
 
 def _read_ahead(rows: Rows, order: Iterator[int], queue: _Queue) -> None:
-    """Holds nothing of the iterator that uses the rows, so that dropping that one closes the queue."""
+    """Holds nothing of the iterator that uses the rows, so that dropping that one closes the queue.
+
+    Rows that can be fetched without being made into objects (`RowDataset.fetch_batch`) become objects in
+    the thread that uses them: two threads that make objects only take the interpreter from each other,
+    and those that wait in a queue are work for the garbage collector (JSON: 6 us a row against 10).
+    """
+    fetch: Any = getattr(rows, "fetch_batch", rows.read_batch)
     part_bytes = queue._limit_bytes / PARTS
     count, expected = FIRST_ROWS, 0.0
     try:
@@ -106,8 +112,8 @@ def _read_ahead(rows: Rows, order: Iterator[int], queue: _Queue) -> None:
             if not numbers:
                 queue.put(None)
                 return
-            batch = rows.read_batch(numbers)
-            size = size_of(batch)
+            batch = fetch(numbers)
+            size = batch.nbytes if fetch != rows.read_batch else size_of(batch)
             queue.put(batch, size)
             count = max(1, min(MOST_ROWS, int(part_bytes * len(batch) / max(1, size))))
             expected = count * size / len(batch)

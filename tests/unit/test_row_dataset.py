@@ -118,6 +118,13 @@ def test_no_index(dataset: RowDataset, index: Any) -> None:
         dataset[index]
 
 
+def test_rows_that_are_fetched_and_become_objects_later(dataset: RowDataset) -> None:
+    fetched = dataset.fetch_batch([5, -1, 5])
+    assert len(fetched) == 3
+    assert fetched.nbytes == sum(map(len, dataset.read_raw_batch([5, -1, 5])))
+    assert list(fetched) == list(fetched) == [ROWS[5], ROWS[-1], ROWS[5]]
+
+
 def test_batches_without_numpy(storage: KaraStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "numpy", None)
     indices = list(range(699, -1, -3))

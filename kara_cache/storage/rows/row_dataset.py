@@ -14,7 +14,7 @@ from kara_cache.storage.location import Location
 from kara_cache.storage.rows.row_check import RowCheck, check_rows
 from kara_cache.storage.rows.row_cursor import RowCursor
 from kara_cache.storage.rows.row_indices import row_numbers
-from kara_cache.storage.rows.row_objects import RowObjects
+from kara_cache.storage.rows.row_objects import FetchedRows, RowObjects
 from kara_cache.storage.rows.row_options import RowOptions
 from kara_cache.storage.rows.row_reader import Row, RowReader
 from kara_cache.storage.rows.row_version import RowVersion
@@ -151,6 +151,11 @@ class RowDataset:
         """
         numbers = self._numbers(indices)
         return self._objects.all(numbers, self._reader().gather(numbers))
+
+    def fetch_batch(self, indices: Any) -> FetchedRows:
+        """The same rows, read now and made into objects as they are iterated over, by whoever does that."""
+        numbers = self._numbers(indices)
+        return FetchedRows(self._objects, numbers, self._reader().gather(numbers))
 
     def read_raw_batch(self, indices: Any) -> Sequence[bytes | memoryview]:
         """The same, without making objects of them; read-only views where rows come from a store."""

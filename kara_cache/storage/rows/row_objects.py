@@ -12,6 +12,22 @@ from kara_cache.storage.rows.row_reader import Row
 from kara_cache.storage.rows.row_version import RowVersion
 
 
+class FetchedRows:
+    """Rows that are in memory, and become objects when they are iterated over."""
+
+    def __init__(self, objects: RowObjects, numbers: Sequence[int], rows: Sequence[Row]) -> None:
+        self._objects = objects
+        self._numbers = numbers
+        self._rows = rows
+        self.nbytes = sum(map(len, rows))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._objects.lazily(self._numbers, self._rows))
+
+
 class RowObjects:
     """A row that the serializer cannot read is a FormatError that names it. Thread-safe as it is."""
 
