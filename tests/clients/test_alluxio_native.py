@@ -153,12 +153,16 @@ def test_alluxio_cannot_append(server: AlluxioServer) -> None:
 
 
 def test_loads(server: AlluxioServer, client: AlluxioClient) -> None:
-    def finish(seconds: float) -> None:
-        server.loads["s3://bucket/path"] = "SUCCEEDED"
+    waits: list[float] = []
 
-    assert client.load("s3://bucket/path", sleep=finish)
-    server.failures["load"] = (200, "")
-    del server.failures["load"]
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 12:
+            server.loads["s3://bucket/path"] = "SUCCEEDED"
+
+    assert client.load("s3://bucket/path", sleep=wait)
+    assert waits[:3] == [0.05, 0.1, 0.2]
+    assert max(waits) == waits[-1] == 2.0
     server.loads["s3://bucket/path"] = "FAILED: 2 files"
     assert client.load_progress("s3://bucket/path") == LoadState.FAILED
     assert not client.load("s3://bucket/path", timeout=0, sleep=lambda _: None)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import operator
 import logging
+import operator
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kara_cache.alluxio import CPOption, LoadReport, LoadState, RMOption, setup_logger
-from kara_cache.alluxio.load_report import report_of_document
+from kara_cache.alluxio.load_report import report_of, report_of_document
 from kara_cache.alluxio.options import WITHOUT_MEANING, AlluxioOptions, read_options, target_of
 from kara_cache.alluxio.path_status import AlluxioPathStatus, human_size, status_of, status_of_document
 from kara_cache.config import ClientConfig
 from kara_cache.errors import ConfigError
+from kara_cache.load_job import LoadJob, LoadOptions, LoadProgress
 from kara_cache.ufs.base import FileInfo
 
 VIRTUAL_NODES = "alluxio.user.worker.selection.policy.consistent.hash.virtual.node.count.per.worker"
@@ -183,6 +184,13 @@ def test_progress_is_a_state_and_a_pair() -> None:
 )
 def test_what_a_worker_says_of_a_load(text: str, state: LoadState) -> None:
     assert report_of_document({"jobState": text}) == state
+
+
+def test_a_job_that_waits_is_running_for_those_who_know_no_other_word() -> None:
+    job = LoadJob("0" * 32, "/s3/a", LoadState.QUEUED, LoadOptions(), LoadProgress(), None, 1.0)
+    state, content = report_of(job, "s3://bucket/a")
+    assert (state, content["jobState"], content["path"]) == (LoadState.RUNNING, "RUNNING", "s3://bucket/a")
+    assert content["job"]["state"] == "QUEUED"
 
 
 @pytest.mark.parametrize("document", [{}, {"jobState": "DANCING"}])
