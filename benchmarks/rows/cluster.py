@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from benchmarks.machine import raise_priority
 from benchmarks.rounds import Meter
@@ -37,6 +38,11 @@ class ClusterResults:
     first_epoch_gets: int = 0
     later_gets: int = 0
     later_requests: int = 0
+
+    @classmethod
+    def of_document(cls, document: dict[str, Any]) -> ClusterResults:
+        counts = (document[f"store_{name}"] for name in ("gets_first_epoch", "gets_later", "others_later"))
+        return cls(Results.of_document(document), *counts)
 
     def markdown(self) -> str:
         lines = [
@@ -80,6 +86,7 @@ class ClusterResults:
             **self.results.document(),
             "store_gets_first_epoch": self.first_epoch_gets,
             "store_gets_later": self.later_gets,
+            "store_others_later": self.later_requests,
         }
 
 

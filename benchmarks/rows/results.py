@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
+from typing import Any
 
 from benchmarks.rows.columns import Column
 
@@ -48,6 +49,23 @@ class Results:
             if ratios and statistics.median(ratios) < wanted:
                 found[peer] = statistics.median(ratios)
         return found
+
+    @classmethod
+    def of_document(cls, document: dict[str, Any]) -> Results:
+        """What `document` was made of."""
+        rates = {
+            name: {column: dict(enumerate(rounds)) for column, rounds in columns.items()}
+            for name, columns in document["rows_per_second"].items()
+        }
+        return cls(
+            rates=rates,
+            stored_bytes=document["stored_bytes"],
+            peak_bytes=document["peak_resident_bytes"],
+            anonymous_bytes=document["anonymous_bytes"],
+            failed=document["failed"],
+            foreign=document["foreign_cpu"],
+            controls=document["controls"],
+        )
 
     def document(self) -> dict[str, object]:
         return {
