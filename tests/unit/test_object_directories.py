@@ -94,7 +94,9 @@ def test_what_cannot_be_saved(tmp_path: Path, case: str) -> None:
     make(place)
     with pytest.raises(error, match=words) as caught:
         source_tree(place)
-    assert "x" in str(caught.value)
+    if error is not FormatError:
+        begins = (str(place / "x"), str(place / "x" / "tree"))  # not where the kernel has enough of a circle
+        assert caught.value.filename in begins
 
 
 def test_no_directory(tmp_path: Path) -> None:

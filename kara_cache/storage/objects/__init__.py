@@ -79,7 +79,7 @@ def save_directory(
     source = source_tree(local_path)
     pool = TransferPool(threads or _THREADS, _BUDGET_BYTES)
     catalog.remove_abandoned()
-    with Bar("Hashing", len(source.files), shown=progress_bar, unit="it") as bar:
+    with Bar("Hashing", source.size, shown=progress_bar) as bar:
         tree, sources = hash_tree(source, pool, bar=bar)
     with Bar("Uploading", sum(blob.size for blob in sources), shown=progress_bar) as bar:
         upload_blobs(blobs, sources, pool, bar=bar, verify=verify)

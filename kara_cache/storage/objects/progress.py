@@ -1,4 +1,4 @@
-"""Bars on stderr with the words of the published package."""
+"""Bars of bytes on stderr, with the words of the published package."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 class Bar(AbstractContextManager["Bar"]):
     """Takes counts from any thread. Where it is not wanted nothing is imported or shown."""
 
-    def __init__(self, label: str, total: int, *, shown: bool, unit: str = "B") -> None:
+    def __init__(self, label: str, total: int, *, shown: bool) -> None:
         self._lock = threading.Lock()  # guards _bar: tqdm's own counter is not safe without
         self._bar: Any = None  # tqdm comes without types
         if shown:
             from tqdm import tqdm  # 20 ms
 
-            scale = {"unit_scale": True, "unit_divisor": 1024} if unit == "B" else {}
-            self._bar = tqdm(desc=label, total=total, unit=unit, file=sys.stderr, **scale)
+            self._bar = tqdm(
+                desc=label, total=total, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr
+            )
 
     def update(self, count: int) -> None:
         if self._bar is not None:

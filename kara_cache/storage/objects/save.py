@@ -29,11 +29,10 @@ def hash_tree(source: SourceTree, pool: TransferPool, *, bar: Bar) -> tuple[Obje
     lock = threading.Lock()  # guards both
 
     def take(file: SourceFile) -> None:
-        blob = _hash(file, pool)
+        blob = _hash(file, pool, bar)
         with lock:
             entries.append(FileEntry(file.path, blob, file.mode, file.mtime_ns))
             sources.setdefault(blob, file)
-        bar.update(1)
 
     pool.run((CHUNK_BYTES, partial(take, file)) for file in source.files)
     files = tuple(sorted(entries, key=lambda entry: entry.path))
@@ -51,13 +50,14 @@ def upload_blobs(blobs: BlobStore, sources: _Sources, pool: TransferPool, *, bar
     return upload.sent
 
 
-def _hash(file: SourceFile, pool: TransferPool) -> Blob:
+def _hash(file: SourceFile, pool: TransferPool, bar: Bar) -> Blob:
     digest, buffer = BlobDigest(), memoryview(bytearray(min(CHUNK_BYTES, max(file.size, 1))))
     with open(file.full, "rb", buffering=0) as opened:
         before = os.fstat(opened.fileno())
         while count := opened.readinto(buffer):
             pool.check_running()
             digest.update(buffer[:count])
+            bar.update(count)
         after = os.fstat(opened.fileno())
     blob = digest.blob()
     if (before.st_mtime_ns, before.st_size) != (

@@ -31,6 +31,11 @@ class SourceTree:
     files: tuple[SourceFile, ...]  # by path
     empty_directories: tuple[PathParts, ...]
 
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
 
 def source_tree(path: str | os.PathLike[str]) -> SourceTree:
     """Everything that a save has to read, or the reason why it cannot be saved as a whole.
