@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.rows.cluster import ClusterResults
-from benchmarks.rows.columns import COLUMNS, Column
+from benchmarks.rows.columns import COLUMNS
 from benchmarks.rows.peers import OURS
 from benchmarks.rows.plot import draw
 from benchmarks.rows.results import Results
