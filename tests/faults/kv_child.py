@@ -11,7 +11,7 @@ from kara_cache import kv
 
 Model = list[tuple[str, Any]]
 """Keys and rows in order."""
-STEPS = 400
+STEPS = 250
 
 
 def steps(seed: int) -> Iterator[tuple[str, list[Any]]]:
@@ -31,7 +31,10 @@ def steps(seed: int) -> Iterator[tuple[str, list[Any]]]:
             "delete": [rng.randrange(count or 1)],
             "replace": [rng.randrange(count or 1), row],
             "change": [rng.randrange(count or 1), i],
-            "batch": [[(f"b{i}.{j}", dict(row)) for j in range(rng.randrange(30))], rng.randrange(count or 1)],
+            "batch": [
+                [(f"b{i}.{j}", dict(row)) for j in range(rng.randrange(30))],
+                rng.randrange(count or 1),
+            ],
         }
         count += {"append": 1, "insert": 1, "delete": -1}.get(kind, 0)
         count += len(arguments[kind][0]) if kind in ("extend", "batch") else 0

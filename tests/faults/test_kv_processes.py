@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import pytest
 from kara_cache import kv
 
 pytest.importorskip("lmdb")
+from kara_cache.storage.kv.environment import Environment
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 WAIT_S = 60
 
@@ -305,6 +307,55 @@ def test_a_full_disk_costs_the_transaction_only(small_disk: Path) -> None:
         put(db, b="2")
     with kv.open(small_disk / "db") as db:
         assert dict(db) == {b"a": b"1", b"b": b"2"}
+
+
+@pytest.mark.fault
+def test_a_change_that_the_disk_had_no_room_for_is_still_there(small_disk: Path) -> None:
+    with kv.open_table(small_disk / "db", "new") as table:
+        table.extend([{"text": ""}, {"text": ""}])
+        table[0]["text"] = "x" * (8 << 20)
+        table[1]["text"] = "small"
+        with pytest.raises(OSError, match="No space left"):
+            table.flush()
+        with pytest.raises(OSError, match="No space left"), table.batch():
+            table.append({"text": "x" * (8 << 20)})
+        assert len(table) == 2
+        table[0]["text"] = "less"
+        table[1]["text"] = "small"
+    with kv.open_table(small_disk / "db") as table:
+        assert list(table) == [{"text": "less"}, {"text": "small"}]
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_program_without_our_lock_writes_while_the_map_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    """What only puts and deletes is done again on top of it; what has read is told."""
+    code = """
+import lmdb
+with lmdb.open(sys.argv[1], map_size=1 << 20) as environment:
+    with environment.begin(write=True) as transaction:
+        transaction.put(b"theirs", b"1")
+"""
+    grow = Environment.grow
+
+    def growing(environment: Environment) -> None:
+        with child(code, environment.files.path):
+            pass
+        grow(environment)
+
+    with kv.open(tmp_path / "db", "new", map_bytes=1 << 20) as db:
+        put(db, before="1")
+        monkeypatch.setattr(Environment, "grow", growing)
+        transaction = db.transaction()
+        if reads:
+            transaction.get("before")
+        with pytest.raises(kv.TransactionConflict) if reads else nullcontext():
+            transaction.put("large", b"x" * (3 << 20))
+            transaction.commit()
+        monkeypatch.undo()
+        assert sorted(key for key, _ in db) == [b"before", *([] if reads else [b"large"]), b"theirs"]
+        put(db, after="1")
 
 
 @pytest.mark.fault

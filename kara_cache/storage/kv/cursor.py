@@ -8,8 +8,9 @@ from types import TracebackType
 
 import lmdb
 
-from kara_cache.storage.kv.environment import Environment, Lmdb, MapChanged
+from kara_cache.storage.kv.environment import Environment
 from kara_cache.storage.kv.keys import Key, key_bytes
+from kara_cache.storage.kv.reader import Lmdb, MapChanged
 
 _Move = Callable[[Lmdb, bool], bool]
 """Moves LMDB's cursor, which is unplaced if the flag is set; whether it stands on a record then."""

@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from kara_cache.process_events import tell_at_exit, watch
+from kara_cache.process_events import watch
 from kara_cache.storage.kv import files
 from kara_cache.storage.kv.cursor import Cursor
-from kara_cache.storage.kv.environment import DEFAULT_MAP_BYTES, Environment
+from kara_cache.storage.kv.environment import Environment
+from kara_cache.storage.kv.forks import forks
 from kara_cache.storage.kv.keys import Key, key_bytes
 from kara_cache.storage.kv.prune import prune
 from kara_cache.storage.kv.transaction import Transaction
@@ -37,6 +38,8 @@ class DB:
     one to end, then raises TimeoutError; readers never wait. `sync=False` leaves it to the system when
     data reach the disk: a killed process loses nothing, a machine without power may lose the database.
 
+    `map_bytes` is what LMDB maps at first, only addresses: 1 TiB, or four times the free disk, if None.
+
     Thread-safe. Forked children and processes that got it by pickling open the files themselves, those
     of mode "new" to write. Within a process files can be open once: share the `DB`.
     """
@@ -46,7 +49,7 @@ class DB:
         path: str | os.PathLike[str],
         mode: Mode = "read",
         *,
-        map_bytes: int = DEFAULT_MAP_BYTES,
+        map_bytes: int | None = None,
         sync: bool = True,
         lock_timeout_s: float = LOCK_TIMEOUT_S,
     ) -> None:
@@ -54,13 +57,15 @@ class DB:
         if find is None:
             raise ValueError(f"mode {mode!r}: want 'new', 'read' or 'write'")
         self.mode = mode
-        self._options = {"map_bytes": map_bytes, "sync": sync, "lock_timeout_s": lock_timeout_s}
-        self.environment = Environment(
-            find(path), readonly=mode == "read", map_bytes=map_bytes, sync=sync, lock_timeout_s=lock_timeout_s
-        )
+        self._options: dict[str, Any] = {
+            "map_bytes": map_bytes,
+            "sync": sync,
+            "lock_timeout_s": lock_timeout_s,
+        }
+        self.environment = Environment(find(path), readonly=mode == "read", **self._options)
         self._attached: list[Attached] = []
         watch(self)
-        tell_at_exit()
+        forks.tell_at_exit()
 
     @property
     def path(self) -> Path:
@@ -143,6 +148,8 @@ class DB:
 
     def at_exit(self) -> None:
         """A database that nobody closed keeps what was changed in its tables, too."""
+        if self.environment.is_inherited:
+            return
         try:
             self.flush()
         except Exception:  # nobody is there any more to catch it
@@ -179,5 +186,5 @@ class DB:
         return f"<DB {self.path} {self.mode}, {state}>"
 
 
-def _opened(path: str, mode: Mode, options: dict[str, float]) -> DB:
-    return DB(path, mode, **options)  # type: ignore[arg-type]
+def _opened(path: str, mode: Mode, options: dict[str, Any]) -> DB:
+    return DB(path, mode, **options)

@@ -14,19 +14,21 @@ its calls, and begins anew at its next one. All are suspended before the map cha
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import lmdb
 
-from kara_cache.errors import FormatError, KaraError
+from kara_cache.errors import KaraError
+from kara_cache.storage.kv.failures import has_no_addresses, may_not_lock, translated
 from kara_cache.storage.kv.files import DatabaseFiles
+from kara_cache.storage.kv.forks import forks
+from kara_cache.storage.kv.reader import Lmdb, LocalReader, MapChanged, Reader
 from kara_cache.storage.kv.writer_lock import WriterLock
 
 logger = logging.getLogger(__name__)
@@ -37,19 +39,8 @@ SMALLEST_MAP_BYTES = 1 << 20
 MAX_TABLES = 126
 MAX_READERS = 1024  # read transactions over all processes; 64 bytes each in the lock file
 _FORK_WAIT_S = 10.0
-_FULL_BYTES = 1 << 20  # what a file system may keep back of its last bytes
+_PAGE_BYTES = 64 << 10  # the largest that LMDB uses, on systems with pages of that size
 _TABLE_RECORD_BYTES = 48  # mdb.c struct MDB_db, the value under a table's name
-Lmdb = Any  # lmdb has type hints since 3.0 only
-
-
-class Reader(Protocol):
-    """Keeps a read transaction between its calls; `lock` is held during each, and by whoever suspends it."""
-
-    lock: threading.Lock
-
-    def suspend(self) -> None:
-        """Ends the read transaction; the next call begins another one."""
-        ...
 
 
 class Environment:
@@ -60,17 +51,25 @@ class Environment:
     """
 
     def __init__(
-        self, files: DatabaseFiles, *, readonly: bool, map_bytes: int, sync: bool, lock_timeout_s: float
+        self,
+        files: DatabaseFiles,
+        *,
+        readonly: bool,
+        map_bytes: int | None,
+        sync: bool,
+        lock_timeout_s: float,
     ) -> None:
         self.files = files
         self.readonly = readonly
+        if map_bytes is None:
+            map_bytes = max(DEFAULT_MAP_BYTES, 4 * files.free_bytes())
         self._map_bytes = max(SMALLEST_MAP_BYTES, map_bytes)
         self._sync = sync
         self._lock_timeout_s = lock_timeout_s
         self._closed = False
         self._begin_life()
         self.handle()
-        _watch_forks(self)
+        forks.watch(self)
 
     def _begin_life(self) -> None:
         """What a process must not share with the one it was forked from."""
@@ -87,6 +86,11 @@ class Environment:
     @property
     def closed(self) -> bool:
         return self._closed
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether it was forked into this process and not used here yet."""
+        return self._pid != os.getpid()
 
     @property
     def life(self) -> int:
@@ -116,7 +120,7 @@ class Environment:
                 return opened
             except (lmdb.Error, MemoryError) as exc:  # noqa: PERF203 - few times, when opened
                 # An address space that is limited (ulimit -v): a smaller map, which grows as far as it can.
-                if size <= 64 * SMALLEST_MAP_BYTES or not _no_addresses(exc):
+                if size <= 64 * SMALLEST_MAP_BYTES or not has_no_addresses(exc):
                     raise self.failure("open", exc) from exc
                 size //= 2
 
@@ -134,7 +138,7 @@ class Environment:
         try:
             return lmdb.open(os.fspath(self.files.path), **options)
         except (lmdb.ReadonlyError, lmdb.LockError, PermissionError, lmdb.Error) as exc:
-            if not (self.readonly and _may_not_lock(exc, self.files)):
+            if not (self.readonly and may_not_lock(exc, self.files)):
                 raise
         # Data that cannot be written by us, for instance a published read-only mount: nobody changes it.
         logger.info("%s: no right to write the lock file, read without a lock", self.files.path)
@@ -288,15 +292,21 @@ class Environment:
             except MapChanged as changed:  # noqa: PERF203 - the loop is there for it
                 self.adopt(changed.generation)
 
-    def _local_reader(self) -> _LocalReader:
+    def _local_reader(self) -> LocalReader:
         self.handle()  # in a forked child this is what replaces _local
-        reader: _LocalReader | None = getattr(self._local, "reader", None)
+        reader: LocalReader | None = getattr(self._local, "reader", None)
         if reader is None:
-            reader = self._local.reader = _LocalReader()
+            reader = self._local.reader = LocalReader()
             self.register(reader)
         return reader
 
     # -- the map
+
+    def cannot_fill(self) -> bool:
+        """Whether the disk is full before the map is, so that a transaction never meets a full map."""
+        info = self.handle().info()
+        rest = info["map_size"] - (info["last_pgno"] + 1) * _PAGE_BYTES
+        return bool(rest > 2 * self.files.free_bytes())
 
     def last_transaction(self) -> int:
         """The number of the newest committed one; it tells whether anything changed."""
@@ -407,76 +417,4 @@ class Environment:
 
     def failure(self, what: str, exc: BaseException) -> Exception:
         """What LMDB's error is called above this package."""
-        said = f"{self.files.path}: {what}: {exc}"
-        code = getattr(exc, "code", 0) or 0
-        if isinstance(exc, (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError)):
-            return FormatError(said)
-        if "already open in this process" in str(exc):
-            return ValueError(
-                f"{self.files.path}: already open in this process; use that DB, threads can share it"
-            )
-        for number in (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.ENOMEM):
-            if code == number or os.strerror(number) in str(exc):
-                if number == errno.EIO and self._is_disk_full():
-                    number = errno.ENOSPC
-                return OSError(number, f"{os.strerror(number)}: {said}")
-        return KaraError(said)
-
-    def _is_disk_full(self) -> bool:
-        """LMDB calls a write that was cut short an I/O error, whatever the reason."""
-        disk = os.statvfs(self.files.data.parent)
-        return disk.f_bavail * disk.f_frsize < _FULL_BYTES
-
-
-class MapChanged(Exception):
-    """Another process has grown the map: a signal between the parts of this package, nobody else sees it."""
-
-    def __init__(self, generation: int) -> None:
-        super().__init__(generation)
-        self.generation = generation
-
-
-class _LocalReader:
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.transaction: Lmdb | None = None
-
-    def suspend(self) -> None:
-        transaction, self.transaction = self.transaction, None
-        if transaction is not None:
-            transaction.abort()
-
-
-def _no_addresses(exc: BaseException) -> bool:
-    return isinstance(exc, MemoryError) or os.strerror(errno.ENOMEM) in str(exc)
-
-
-def _may_not_lock(exc: BaseException, files: DatabaseFiles) -> bool:
-    denied = any(os.strerror(number) in str(exc) for number in (errno.EACCES, errno.EROFS, errno.EPERM))
-    return denied and os.access(files.data, os.R_OK)
-
-
-class _Forks:
-    """Which environments to prepare for a fork. One for a process: `os.register_at_fork` is, too."""
-
-    def __init__(self) -> None:
-        self._environments: weakref.WeakSet[Environment] = weakref.WeakSet()
-        self._held: list[threading.Lock] = []
-        self._registered = False
-
-    def watch(self, environment: Environment) -> None:
-        self._environments.add(environment)
-        if not self._registered:
-            self._registered = True
-            os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._after)
-
-    def _before(self) -> None:
-        self._held = [lock for environment in list(self._environments) for lock in environment.before_fork()]
-
-    def _after(self) -> None:
-        held, self._held = self._held, []
-        for lock in held:
-            lock.release()
-
-
-_watch_forks = _Forks().watch
+        return translated(exc, what, self.files)

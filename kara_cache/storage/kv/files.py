@@ -39,6 +39,11 @@ class DatabaseFiles:
         """What `prune` writes before it takes the place of `data`."""
         return self.data.with_name(self.data.name + ".prune")
 
+    def free_bytes(self) -> int:
+        """Of the disk, for us."""
+        disk = os.statvfs(self.data.parent)
+        return disk.f_bavail * disk.f_frsize
+
 
 def existing(path: str | os.PathLike[str]) -> DatabaseFiles:
     """Raises FileNotFoundError where no database is, FormatError where something else is."""

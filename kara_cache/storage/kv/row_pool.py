@@ -10,10 +10,12 @@ from __future__ import annotations
 import gc
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable
 from itertools import islice
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+
+from kara_cache.checksum import checksum
+from kara_cache.serialization import Serializer
 
 _ATOMS = frozenset({bytes, str, int, float, complex, bool, type(None)})
 _NOT_DATA = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, CodeType)
@@ -27,6 +29,10 @@ class PooledRow:
     def __init__(self, row: Any, stored: int | None) -> None:
         self.row = row
         self.stored = stored
+
+
+ChangedRow = tuple[str, PooledRow, bytes]
+"""Its key, the row, and what it would be stored as."""
 
 
 class RowPool:
@@ -59,10 +65,27 @@ class RowPool:
         self._rows.clear()
         self._limit = self.size
 
-    def changeable(self, keys: Iterable[str] | None = None) -> list[tuple[str, PooledRow]]:
-        """Those that may differ from what is stored."""
-        wanted = self._rows.items() if keys is None else ((key, self._rows[key]) for key in keys)
-        return [(key, pooled) for key, pooled in wanted if pooled.stored is not None]
+    def changed(self, serializer: Serializer, leaving: list[str] | None = None) -> list[ChangedRow]:
+        """The rows that differ from what is stored, of `leaving` or of all.
+
+        A row that the serializer refuses is taken off `leaving`; without that its TypeError or ValueError
+        is raised, with the row's key.
+        """
+        found = []
+        for key in list(self._rows if leaving is None else leaving):
+            pooled = self._rows[key]
+            if pooled.stored is None:
+                continue
+            try:
+                content = serializer.serialize(pooled.row)
+            except (TypeError, ValueError) as exc:
+                if leaving is None:
+                    raise type(exc)(f"row {key!r} was changed and cannot be written: {exc}") from exc
+                leaving.remove(key)  # it stays, until `flush` says what is wrong with it
+                continue
+            if checksum(content) != pooled.stored:
+                found.append((key, pooled, content))
+        return found
 
     @property
     def is_full(self) -> bool:

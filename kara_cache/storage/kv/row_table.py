@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,10 +12,17 @@ from typing import Any
 from kara_cache.checksum import checksum
 from kara_cache.serialization import JSONSerializer, Serializer
 from kara_cache.storage.kv.database import DB
-from kara_cache.storage.kv.environment import Lmdb
-from kara_cache.storage.kv.row_pool import PooledRow, RowPool, is_atom
+from kara_cache.storage.kv.row_places import (
+    Where,
+    insertion_at,
+    is_position,
+    number_at,
+    number_of_key,
+    numbers_of,
+)
+from kara_cache.storage.kv.row_pool import ChangedRow, RowPool, is_atom
 from kara_cache.storage.kv.stored_rows import StoredRows, key_record
-from kara_cache.storage.kv.transaction import Transaction
+from kara_cache.storage.kv.table_sessions import TableSessions
 
 DEFAULT_NAME = "rows"
 POOL_ROWS = 1000  # what the table that this one succeeds kept
@@ -26,7 +32,6 @@ _READ_ROWS = 64  # that iteration reads at once
 _MISSING: Any = object()
 
 KeyOf = str | Callable[[Any], str]
-Where = int | str | slice | Iterable[int | str]
 
 
 class RowTable:
@@ -75,31 +80,30 @@ class RowTable:
         self.serialization = JSONSerializer() if serialization is None else serialization
         self._pool_size = pool_size
         self._key = key
+        self._sessions = TableSessions(db, self.name, type(self.serialization).__name__)
         self._begin_life()
-        with self._read():
+        with self._sessions.read():
             pass  # says now what is wrong with the table
         if db.writable:
             db.attach(self)
 
     def _begin_life(self) -> None:
         self._life = self.db.environment.life
-        self._lock = threading.RLock()  # guards _pool, _changes and _nodes; no wait for a writer under it
+        self._lock = threading.RLock()  # guards _pool and _changes; nobody waits for a writer under it
         self._pool = RowPool(self._pool_size)
         self._changes = 0  # that this process made: what was read before one may be outdated
-        self._nodes: tuple[int, dict[int, Any]] = (-1, {})  # of the order, and in which state
-        self._batch: tuple[int, StoredRows] | None = None  # and its thread
 
     # -- reading
 
     def __len__(self) -> int:
-        with self._read() as stored:
+        with self._sessions.read() as stored:
             return len(stored)
 
     def __contains__(self, key: object) -> bool:
         """Whether there is a row of this key."""
         if not isinstance(key, str):
             return False
-        with self._read() as stored:
+        with self._sessions.read() as stored:
             return stored.find(key) is not None
 
     def __getitem__(self, where: Any) -> Any:
@@ -111,7 +115,7 @@ class RowTable:
             return self._by_key(where)
         if isinstance(where, slice):
             return [self._at(position) for position in range(len(self))[where]]
-        if hasattr(where, "__index__") and not _is_array(where):
+        if is_position(where):
             return self._at(where)
         if isinstance(where, Iterable):
             return [self[one] for one in where]
@@ -121,9 +125,8 @@ class RowTable:
         """The rows at these positions, in this order; of one state where the table is open to read."""
         if self.db.writable:
             return [self._at(index) for index in indices]
-        with self._read() as stored:
-            order = stored.order
-            read = [stored.read(order.at(self._position(stored, index))) for index in indices]
+        with self._sessions.read() as stored:
+            read = [stored.read(number_at(stored, index)) for index in indices]
         return [self._deserialize(content) for _, content in read]
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -134,13 +137,13 @@ class RowTable:
 
     def index(self, key: str) -> int:
         """The position of the row. Raises KeyError."""
-        with self._read() as stored:
-            return stored.order.position(self._number(stored, key))
+        with self._sessions.read() as stored:
+            return stored.order.position(number_of_key(stored, key))
 
     def key_at(self, position: int) -> str:
         """Raises IndexError."""
-        with self._read() as stored:
-            return stored.read(stored.order.at(self._position(stored, position)))[0]
+        with self._sessions.read() as stored:
+            return stored.read(number_at(stored, position))[0]
 
     def __iter__(self) -> Iterator[Any]:
         """The rows in order. What is inserted or deleted meanwhile shifts them, as in a list."""
@@ -196,18 +199,18 @@ class RowTable:
         if isinstance(where, slice):
             self._replace_slice(where, list(row))
             return
-        with self._write() as stored:
+        with self._sessions.write() as stored:
             if isinstance(where, str):
                 changed = self._put_into(stored, where, row)
             else:
-                number = stored.order.at(self._position(stored, where))
+                number = number_at(stored, where)
                 changed = self._replace(stored, number, stored.read(number)[0], row)
         self._pool_all([changed])
 
     def __delitem__(self, where: Where) -> None:
         """Deletes the rows that int, str, slice or a list of them names, all or none."""
-        with self._write() as stored:
-            numbers = self._numbers(stored, where)
+        with self._sessions.write() as stored:
+            numbers = numbers_of(stored, where)
             keys = [stored.remove(number) for number in numbers]
         with self._lock:
             self._changes += 1
@@ -221,7 +224,7 @@ class RowTable:
 
     def clear(self) -> None:
         """Deletes all rows."""
-        if self._own_batch() is not None:
+        if self._sessions.own_batch is not None:
             del self[:]
             return
         with self.db.transaction(table=self.name) as transaction:
@@ -231,32 +234,28 @@ class RowTable:
     @contextmanager
     def batch(self) -> Iterator[RowTable]:
         """What this thread does in the block is one transaction: all of it, or by an exception nothing."""
-        if self._own_batch() is not None:
+        if self._sessions.own_batch is not None:
             raise RuntimeError(f"{self!r}: a batch in a batch")
         self.flush()
-        with self.db.transaction(table=self.name) as transaction:
-            stored = self._stored(transaction)
-            self._batch = (threading.get_ident(), stored)
-            try:
+        try:
+            with self._sessions.batch() as stored:
                 yield self
-                self._write_back(stored)
-                stored.write()
-                transaction.commit()
-            except BaseException:
-                self._forget_all()
-                raise
-            finally:
-                self._batch = None
+                written = self._write_back(stored)
+        except BaseException:
+            self._forget_all()
+            raise
+        self._mark_stored(written)
 
     def flush(self) -> None:
         """Writes back the rows that were changed in place. Raises what the serializer does for such a row."""
         if not self.db.writable or self._life != self.db.environment.life:
             return
         with self._lock:
-            waiting = bool(self._changed_rows(self._pool.changeable()))
+            waiting = bool(self._pool.changed(self.serialization))
         if waiting:
-            with self._write() as stored:
-                self._write_back(stored)
+            with self._sessions.write() as stored:
+                written = self._write_back(stored)
+            self._mark_stored(written)
 
     def reload(self) -> None:
         """Writes back what was changed in place, and forgets all rows: the next access reads them anew."""
@@ -265,7 +264,7 @@ class RowTable:
 
     def prune(self) -> None:
         """Rebuilds the order and rewrites the file of the database without free space. See `DB.prune`."""
-        with self._write() as stored:
+        with self._sessions.write() as stored:
             stored.rebuild_order()
         self.db.prune()
 
@@ -302,8 +301,8 @@ class RowTable:
                 pooled = self._pool.get(key)
             if pooled is not None:
                 return pooled.row
-            with self._read() as stored:
-                _, content = stored.read(self._number(stored, key))
+            with self._sessions.read() as stored:
+                _, content = stored.read(number_of_key(stored, key))
             row = self._pooled(key, content, changes)
             if row is not _MISSING:
                 return row
@@ -311,8 +310,8 @@ class RowTable:
     def _at(self, position: Any) -> Any:
         while True:
             changes = self._renewed_changes()
-            with self._read() as stored:
-                key, content = stored.read(stored.order.at(self._position(stored, position)))
+            with self._sessions.read() as stored:
+                key, content = stored.read(number_at(stored, position))
             row = self._pooled(key, content, changes)
             if row is not _MISSING:
                 return row
@@ -338,7 +337,7 @@ class RowTable:
         return self.serialization.deserialize(content)
 
     def _insert(self, position: int | None, row: Any, key: str | None) -> str:
-        with self._write() as stored:
+        with self._sessions.write() as stored:
             added = self._add(stored, position, key, row)
         self._pool_all([added])
         return added[0]
@@ -363,7 +362,7 @@ class RowTable:
             raise ValueError(f"{self.name}: there is a row {key!r} already; table[{key!r}] = row replaces it")
         content = self.serialization.serialize(row)
         count = len(stored)
-        stored.insert(count if position is None else _cut(operator.index(position), count), key, content)
+        stored.insert(count if position is None else insertion_at(position, count), key, content)
         return key, row, content
 
     def _replace(self, stored: StoredRows, number: int, key: str, row: Any) -> _Written:
@@ -372,7 +371,7 @@ class RowTable:
         return key, row, content
 
     def _replace_slice(self, where: slice, rows: list[Any]) -> None:
-        with self._write() as stored:
+        with self._sessions.write() as stored:
             positions = range(len(stored))[where]
             if len(positions) != len(rows):
                 raise ValueError(
@@ -393,7 +392,7 @@ class RowTable:
         waiting = iter(rows)
         for first in waiting:
             written: list[_Written] = []
-            with self._write() as stored:
+            with self._sessions.write() as stored:
                 written.append(put(stored, *first))
                 size = len(written[0][2])
                 for key, row in islice(waiting, _CHUNK_ROWS - 1):
@@ -426,46 +425,35 @@ class RowTable:
             return
         with self._lock:
             leaving = self._pool.leaving()
-            changed = self._changed_rows(self._pool.changeable(leaving), spare=leaving)
+            changed = self._pool.changed(self.serialization, leaving)
+            written: list[ChangedRow] = []
             if changed:
-                with suppress(TimeoutError), self._write(wait=False) as stored:
+                with suppress(TimeoutError), self._sessions.write(wait=False) as stored:
                     self._write_rows(stored, changed)
-                    changed = []
+                    written, changed = changed, []
+                self._mark_stored(written)
             unwritten = {key for key, _, _ in changed}
             for key in leaving:
                 if key not in unwritten:
                     self._pool.drop(key)
             self._pool.settle()
 
-    def _changed_rows(
-        self, candidates: list[tuple[str, PooledRow]], spare: list[str] | None = None
-    ) -> list[tuple[str, PooledRow, bytes]]:
-        """Those that differ from what is stored. A row that cannot be written is taken off `spare`."""
-        changed = []
-        for key, pooled in candidates:
-            try:
-                content = self.serialization.serialize(pooled.row)
-            except (TypeError, ValueError) as exc:
-                if spare is None:
-                    raise type(exc)(
-                        f"{self.name}: row {key!r} was changed and cannot be written: {exc}"
-                    ) from exc
-                spare.remove(key)  # it stays, and `flush` says what is wrong with it
-                continue
-            if checksum(content) != pooled.stored:
-                changed.append((key, pooled, content))
-        return changed
-
-    def _write_back(self, stored: StoredRows) -> None:
+    def _write_back(self, stored: StoredRows) -> list[ChangedRow]:
         with self._lock:
-            self._write_rows(stored, self._changed_rows(self._pool.changeable()))
+            changed = self._pool.changed(self.serialization)
+            self._write_rows(stored, changed)
+            return changed
 
-    def _write_rows(self, stored: StoredRows, changed: list[tuple[str, PooledRow, bytes]]) -> None:
+    def _write_rows(self, stored: StoredRows, changed: list[ChangedRow]) -> None:
         self._changes += bool(changed)
-        for key, pooled, content in changed:
+        for key, _, content in changed:
             number = stored.find(key)
             if number is not None:  # else another process has deleted it
                 stored.replace(number, key, content)
+
+    def _mark_stored(self, written: list[ChangedRow]) -> None:
+        """After the commit: what failed to be written is still to be."""
+        for _, pooled, content in written:
             pooled.stored = checksum(content)
 
     def _forget_all(self) -> None:
@@ -478,52 +466,12 @@ class RowTable:
             self._begin_life()
         return self._changes
 
-    # -- transactions
-
-    def _own_batch(self) -> StoredRows | None:
-        self._renewed_changes()
-        batch = self._batch
-        return batch[1] if batch is not None and batch[0] == threading.get_ident() else None
-
-    @contextmanager
-    def _read(self) -> Iterator[StoredRows]:
-        stored = self._own_batch()
-        if stored is not None:
-            yield stored
-            return
-        environment = self.db.environment
-        handle = environment.table(self.name)
-        with environment.read() as transaction:
-            number, nodes = self._nodes
-            if number != transaction.id() or len(nodes) > _NODES:
-                nodes = {}
-                self._nodes = (transaction.id(), nodes)
-            yield StoredRows(_Snapshot(transaction, handle), self._serializer_name, nodes)
-
-    @contextmanager
-    def _write(self, *, wait: bool = True) -> Iterator[StoredRows]:
-        stored = self._own_batch()
-        if stored is not None:
-            yield stored
-            return
-        with self.db.transaction(table=self.name, wait=wait) as transaction:
-            stored = self._stored(transaction)
-            yield stored
-            stored.write()
-
-    def _stored(self, transaction: Transaction) -> StoredRows:
-        return StoredRows(_Writing(transaction), self._serializer_name)
-
-    @property
-    def _serializer_name(self) -> str:
-        return type(self.serialization).__name__
-
     def _stored_items(self) -> Iterator[tuple[str, bytes, int]]:
         """Key and content, and which changes the content already has."""
         position = 0
         while True:
             changes = self._renewed_changes()
-            with self._read() as stored:
+            with self._sessions.read() as stored:
                 read = list(stored.items(position, min(position + _READ_ROWS, len(stored))))
             for place, item in enumerate(read):
                 if place and changes != self._changes:  # the first one always, to get on
@@ -533,76 +481,8 @@ class RowTable:
             if not read:
                 return
 
-    # -- names of rows
 
-    def _number(self, stored: StoredRows, key: str) -> int:
-        number = stored.find(key)
-        if number is None:
-            raise KeyError(key)
-        return number
-
-    def _position(self, stored: StoredRows, position: Any) -> int:
-        count, wanted = len(stored), operator.index(position)
-        if not -count <= wanted < count:
-            raise IndexError(f"{self.name}: row {wanted} of {count}")
-        return wanted + count if wanted < 0 else wanted
-
-    def _numbers(self, stored: StoredRows, where: Where) -> list[int]:
-        if isinstance(where, str):
-            return [self._number(stored, where)]
-        if isinstance(where, slice):
-            positions = range(len(stored))[where]
-            return [stored.order.at(position) for position in positions]
-        if hasattr(where, "__index__") and not _is_array(where):
-            return [stored.order.at(self._position(stored, where))]
-        if not isinstance(where, Iterable):
-            raise TypeError(f"rows are named by int, str, slice or a list, got {type(where).__name__}")
-        return list(dict.fromkeys(number for one in where for number in self._numbers(stored, one)))
-
-
-_NODES = 2048  # of the order, that are kept between two reads of the same state
 _Written = tuple[str, Any, bytes]
-
-
-class _Snapshot:
-    """The records that a read transaction sees."""
-
-    def __init__(self, transaction: Lmdb, handle: Lmdb) -> None:
-        self._transaction = transaction
-        self._handle = handle
-
-    def get(self, key: bytes) -> bytes | None:
-        found: bytes | None = self._transaction.get(key, db=self._handle)
-        return found
-
-    def put(self, key: bytes, value: bytes) -> None:
-        raise AssertionError("a read transaction does not write")
-
-    def delete(self, key: bytes) -> None:
-        raise AssertionError("a read transaction does not write")
-
-
-class _Writing:
-    def __init__(self, transaction: Transaction) -> None:
-        self._transaction = transaction
-
-    def get(self, key: bytes) -> bytes | None:
-        return self._transaction.get(key)
-
-    def put(self, key: bytes, value: bytes) -> None:
-        self._transaction.put(key, value)
-
-    def delete(self, key: bytes) -> None:
-        self._transaction.delete(key)
-
-
-def _cut(position: int, count: int) -> int:
-    return max(0, position + count) if position < 0 else min(position, count)
-
-
-def _is_array(value: Any) -> bool:
-    """Arrays have `__index__` too; only those without dimensions can use it."""
-    return bool(getattr(value, "ndim", 0))
 
 
 def _rebuilt(db: DB, name: str, serialization: Serializer, pool_size: int, key: KeyOf | None) -> RowTable:

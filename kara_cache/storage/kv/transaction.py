@@ -11,9 +11,10 @@ from typing import TypeVar
 import lmdb
 
 from kara_cache.errors import KaraError
-from kara_cache.storage.kv.environment import Environment, Lmdb
-from kara_cache.storage.kv.journal import Journal
+from kara_cache.storage.kv.environment import Environment
+from kara_cache.storage.kv.journal import Journal, Op
 from kara_cache.storage.kv.keys import Key, Value, key_bytes, value_bytes
+from kara_cache.storage.kv.reader import Lmdb
 
 _Result = TypeVar("_Result")
 
@@ -45,7 +46,8 @@ class Transaction:
             raise
         self._open = True
         self._owner = (os.getpid(), threading.get_ident())
-        self._journal = Journal()
+        # What was done so far, where the map may be full before the disk is.
+        self._journal = None if environment.cannot_fill() else Journal()
 
     def _begin(self) -> None:
         self._lmdb: Lmdb = self._environment.begin_write()
@@ -59,7 +61,7 @@ class Transaction:
             lambda: self._lmdb.put(found, data, db=handle, overwrite=overwrite, dupdata=overwrite)
         )
         if done:
-            self._journal.add("put", name, found, data)
+            self._note("put", name, found, data)
         return done
 
     def delete(self, key: Key, *, table: str | None = None) -> bool:
@@ -68,7 +70,7 @@ class Transaction:
         handle = self._handle(name)
         done: bool = self._do(lambda: self._lmdb.delete(found, db=handle))
         if done:
-            self._journal.add("delete", name, found)
+            self._note("delete", name, found)
         return done
 
     def get(self, key: Key, *, table: str | None = None) -> bytes | None:
@@ -83,7 +85,7 @@ class Transaction:
         name = self._table_name(table)
         handle = self._handle(name)
         self._do(lambda: self._lmdb.drop(handle, delete=False))
-        self._journal.add("drop", name)
+        self._note("drop", name)
 
     def commit(self) -> None:
         if not self._open:
@@ -129,11 +131,22 @@ class Transaction:
         if self._owner != (os.getpid(), threading.get_ident()):
             raise ValueError("a write transaction belongs to the thread and the process that began it")
 
+    def _note(self, op: Op, table: str | None, key: bytes = b"", value: Value = b"") -> None:
+        if self._journal is not None:
+            self._journal.add(op, table, key, value)
+
     def _do(self, act: Callable[[], _Result]) -> _Result:
         while True:
             try:
                 return act()
-            except lmdb.MapFullError:  # noqa: PERF203 - the loop is there for it
+            except lmdb.MapFullError as exc:  # noqa: PERF203 - the loop is there for it
+                if self._journal is None:  # somebody has given the disk more room than there was
+                    self.abort()
+                    self._environment.grow()
+                    raise TransactionConflict(
+                        f"{self._environment.files.path}: the map was full and has grown; nothing of this "
+                        "transaction was written, do it again"
+                    ) from exc
                 self._grow()
             except lmdb.Error as exc:
                 self.abort()
@@ -164,6 +177,7 @@ class Transaction:
             raise
 
     def _replay(self) -> None:
+        assert self._journal is not None
         for step in self._journal:
             handle = self._environment.table(step.table)
             if step.op == "put":
@@ -175,7 +189,8 @@ class Transaction:
 
     def _end(self) -> None:
         self._open = False
-        self._journal.close()
+        if self._journal is not None:
+            self._journal.close()
         self._environment.writer_lock.release()
 
 
