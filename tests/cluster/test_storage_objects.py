@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -26,6 +27,7 @@ from kara_cache.storage import objects
 from kara_cache.storage.location import Location, open_location
 from kara_cache.storage.objects import load as load_module
 from kara_cache.storage.objects import partial_blob
+from kara_cache.storage.objects.blob_store import BlobStore
 from kara_cache.ufs.base import FileInfo
 from kara_worker.testing.cluster import LocalCluster
 from kara_worker.testing.oss_faults import Fault
@@ -617,3 +619,27 @@ def test_bars(local: Location, source: Path, tmp_path: Path, capfd: pytest.Captu
         assert f"{label}: 100%" in words
     objects.load_directory(local, "ns", "key", tmp_path / "target", progress_bar=False)
     assert capfd.readouterr() == ("", "")
+
+
+# -- workers that die
+
+
+def test_a_worker_that_dies_during_a_load(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "db").mkdir()
+    with LocalCluster(2, mounts={"data": f"file://{tmp_path}/db"}, directory=tmp_path / "cluster") as cluster:
+        with closing(open_location(f"kara::file://{tmp_path}/db", kara=cluster.client_options)) as location:
+            save(location, source)
+            reads = itertools.count(1)
+            read_into = BlobStore.read_into
+
+            def failing(*arguments: Any) -> None:
+                if next(reads) == 4:
+                    cluster.workers[0].kill()
+                read_into(*arguments)
+
+            monkeypatch.setattr(BlobStore, "read_into", failing)
+            load(location, tmp_path / "target")
+        assert not cluster.workers[0].alive
+    assert content(tmp_path / "target") == content(source)
