@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import struct
 import sys
 import threading
@@ -410,7 +411,7 @@ def test_rows_of_a_program_without_checksums(storage: KaraStorage, files: Path) 
 @given(
     ends=st.lists(st.integers(1, 9), max_size=8).map(lambda lengths: list(itertools.accumulate(lengths))),
     flushed=st.integers(0, 8),
-    tail=st.sampled_from([[], [0], [0, 0], [10**6], [10**6, 10**9]]),
+    tail=st.sampled_from([[], [0], [0, 0], [10**6], [10**6, 2 * 10**6]]),
     torn=st.integers(0, 5),
 )
 def test_whole_rows(ends: list[int], flushed: int, tail: list[int], torn: int) -> None:
@@ -428,6 +429,24 @@ def test_damage_in_the_middle_of_an_index_is_no_torn_tail() -> None:
     words = memoryview(array("Q", [3, 9, 4, 12]))
     with pytest.raises(FormatError, match="index is damaged at row 2: end 4 after 9"):
         whole_rows(words, memoryview(array("Q")), 12, "here")
+
+
+@pytest.mark.parametrize("stream", ["data", "index", "sums"])
+def test_files_that_are_gone(storage: KaraStorage, files: Path, stream: str) -> None:
+    """No empty data set, and nothing is cut: they may come back from a backup."""
+    write(storage, [bytes(100_000)] * 30)
+    shutil.rmtree(files / "sums")  # as the published package writes it
+    if stream != "sums":
+        (files / stream).rename(files / "elsewhere")
+    before = {path: path.read_bytes() for path in files.rglob("*.blk")}
+    if stream == "sums":
+        assert len(read(storage)) == 30
+        return
+    with pytest.raises((FormatError, FileNotFoundError), match="missing"):
+        read(storage)
+    with pytest.raises((FormatError, FileNotFoundError), match=r"no torn tail|its index is missing"):
+        write(storage, [b"x"])
+    assert {path: path.read_bytes() for path in files.rglob("*.blk")} == before
 
 
 # -- damage ----------------------------------------------------------------------------------------

@@ -85,8 +85,8 @@ class RowDataset:
             raise ValueError("a window (start, length) is for reading, not for mode 'w'")
         found = RowVersion.find(location, namespace, key, version, mode)
         dataset = cls(found, mode, serialization or JSONSerializer(), chosen, count=None)
-        if mode == "r":
-            dataset._reader()
+        if mode == "r" and not dataset._reader().count:
+            found.check_files()
         return dataset
 
     def __repr__(self) -> str:

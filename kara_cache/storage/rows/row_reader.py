@@ -13,6 +13,7 @@ from kara_cache.storage.rows.byte_stream import open_byte_stream
 from kara_cache.storage.rows.mapped_bytes import MappedBytes
 from kara_cache.storage.rows.row_sums import UNKNOWN, flushed_rows, read_sums, row_sum, sums_of
 from kara_cache.storage.rows.row_version import RowVersion
+from kara_cache.storage.rows.torn_tail import UNWRITTEN_BYTES
 from kara_cache.storage.rows.words import WORD, words
 
 Row = bytes | memoryview
@@ -202,10 +203,11 @@ class RowReader:
         count = len(self._ends)
         if count and self._ends[count - 1] > self._data.size:
             count = bisect_right(self._ends, self._data.size)
-            if flushed_rows(self._sums) > count:
+            missing = self._ends[-1] - self._data.size
+            if flushed_rows(self._sums) > count or missing > UNWRITTEN_BYTES:
                 raise FormatError(
-                    f"{self.version}: data end at byte {self._data.size}, but rows from {count} on, which "
-                    f"were flushed, go to {self._ends[-1]}: a file in data/ is missing or was cut"
+                    f"{self.version}: data end at byte {self._data.size}, but rows from {count} on go to "
+                    f"{self._ends[-1]}: a file in data/ is missing or was cut"
                 )
             warnings.warn(
                 f"{self.version}: {len(self._ends) - count} rows after row {count} were never flushed "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kara_cache.storage.location import Location
+from kara_cache.storage.rows.segments import SUFFIX
 from kara_cache.storage.versions import META, publish_version, read_versions
 
 
@@ -43,6 +44,23 @@ class RowVersion:
         if name == META or not name:
             raise ValueError(f"version {name!r} of {namespace}/{key}: not a name for a version")
         return cls(location, namespace, key, name)
+
+    def check_files(self) -> None:
+        """A version without rows has files. Raises FileNotFoundError where there are none at all."""
+        if not self._begins(self.index):
+            raise FileNotFoundError(f"{self}: meta.json has it, but its files are missing")
+
+    def check_index(self) -> None:
+        """Before data without an index are taken for a torn tail: FileNotFoundError where they had one."""
+        if not self._begins(self.index) and self._begins(self.data) and self.is_published():
+            raise FileNotFoundError(f"{self}: has data, but its index is missing")
+
+    def _begins(self, stream: str) -> bool:
+        try:
+            self.location.store.info(f"{stream}/0{SUFFIX}")
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def publish(self) -> None:
         """From now on it is the latest."""

@@ -156,9 +156,10 @@ def open_writer(version: RowVersion, max_file_bytes: int) -> RowWriter:
 
     What a crash left behind the last flushed row is cut off, with a RuntimeWarning. Raises
     BlockingIOError while another writer is at it, FormatError where rows that were flushed are damaged,
-    io.UnsupportedOperation where the store takes no writes.
+    FileNotFoundError where their index is gone, io.UnsupportedOperation where the store takes no writes.
     """
     sink: RowSink
+    version.check_index()
     if version.location.local is not None:
         from kara_cache.storage.rows.file_sink import FileSink
 

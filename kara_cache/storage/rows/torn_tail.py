@@ -20,6 +20,8 @@ from kara_cache.errors import FormatError
 from kara_cache.storage.rows.row_sums import HEADER, flushed_rows
 from kara_cache.storage.rows.words import WORD
 
+UNWRITTEN_BYTES = 2 << 20
+"""Index entries lead at most so far beyond the data: the published package holds back 1 MiB and 8 KiB."""
 _CHUNK = 1 << 16  # words looked at in one go
 
 
@@ -65,6 +67,11 @@ def whole_rows(ends: memoryview, sums: memoryview, data_size: int, where: object
         raise FormatError(
             f"{where}: the index is damaged at row {rows}: end {ends[rows]} after {ends[rows - 1]}, and "
             "entries after it lead into the data"
+        )
+    if rest and max(rest) > data_size + UNWRITTEN_BYTES:
+        raise FormatError(
+            f"{where}: the index goes to byte {max(rest)}, the data only to {data_size}: "
+            "that is no torn tail, a file in data/ is missing or was cut"
         )
     size = ends[rows - 1] if rows else 0
     return Tails(rows, size, rows * WORD, HEADER.size + min(rows, len(sums)) * WORD if len(sums) else 0)
