@@ -7,7 +7,8 @@ In a file, a group may also be a table of its name. What a value may look like f
 the type:
 
     ..._bytes        100GiB, 1_000, 4096                   (`quantity.parse_bytes`)
-    ..._s            7d, 250ms, 60                         (`quantity.parse_seconds`)
+    ..._bytes_per_s  200MB, 1_000                          (the same)
+    ..._s            7d, 250ms, 60                         (`quantity.parse_seconds`), but not ..._per_s
     tuple of text    "a,b" or a list
     bool             in the environment 1/0, true/false, yes/no, on/off
     a `parse`able    the text that its `parse` takes       (`Secret`, `Freshness`)
@@ -217,9 +218,9 @@ def _parse(leaf: _Leaf, value: Any, *, from_text: bool) -> Any:
         return None
     if leaf.is_text:
         return value if isinstance(value, kind) else kind.parse(msgspec.convert(value, str))
-    if leaf.key.endswith("_bytes"):
+    if leaf.key.endswith(("_bytes", "_bytes_per_s")):
         return parse_bytes(value)
-    if leaf.key.endswith("_s"):
+    if leaf.key.endswith("_s") and not leaf.key.endswith("_per_s"):
         return parse_seconds(value)
     if get_origin(kind) is tuple and isinstance(value, str):
         return tuple(part for item in value.split(",") if (part := item.strip()))

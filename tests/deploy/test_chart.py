@@ -13,7 +13,9 @@ import pytest
 from helm_programs import helm
 
 from kara_cache.config import ClientConfig
+from kara_cache.layered import keys
 from kara_cache.quantity import parse_bytes
+from kara_worker.alluxio_config import LISTENERS
 from kara_worker.config import WorkerConfig
 
 yaml = pytest.importorskip("yaml")
@@ -28,6 +30,35 @@ FOREIGN = {
     "PrometheusRule",
     "Certificate",
 }  # of operators: no schema is published
+# Keys of [worker] that other values of the chart decide.
+BY_CHART = {
+    "host": "always 0.0.0.0",
+    "advertise_host": "the pod's address",
+    "admin_host": "always 0.0.0.0",
+    "admin_anonymous": "always, a scraper has no token",
+    "socket_dir": "worker.nodeSocket",
+    "page_dirs": "worker.cache",
+    "secret": "auth",
+    "etcd_hosts": "etcd.hosts, etcd.trial",
+    "etcd_port": "in etcd.hosts",
+    "etcd_username": "etcd.existingSecret",
+    "etcd_password": "etcd.existingSecret",
+    "etcd_tls_ca": "etcd.tlsSecret",
+    "etcd_tls_cert": "etcd.tlsSecret",
+    "etcd_tls_key": "etcd.tlsSecret",
+    "etcd_tls_verify_hostname": "members have names",
+    "tls_cert": "tls",
+    "tls_key": "tls",
+    "tls_client_ca": "tls.clientCertificates",
+    "tls_peer_ca": "tls",
+    "worker_hosts": "members are in etcd",
+    "alluxio_host": "always 0.0.0.0 where a listener is on",
+    "alluxio_s3_keys": "s3Keys",
+    "mounts": "mounts",
+    "private": "never in a cluster",
+    "idle_exit_s": "never in a cluster",
+}
+
 ETCD: dict[str, Any] = {"etcd": {"hosts": ["etcd-0:2379", "etcd-1:2379"]}}
 MOUNTS: dict[str, Any] = {
     "mounts": {
@@ -101,6 +132,22 @@ VALUES: dict[str, dict[str, Any]] = {
             "dashboards": {"enabled": True, "annotations": {"folder": "kara"}},
         },
     },
+    "existing clients": {
+        **ETCD,
+        **MOUNTS,
+        "networkPolicy": {"enabled": True},
+        "s3Keys": {"existingSecret": "s3"},
+        "worker": {
+            "config": {
+                "workers": 2,
+                "alluxio_list_port": 28090,
+                "alluxio_dict_port": 28190,
+                "alluxio_data_port": 29998,
+                "alluxio_anonymous": ["list", "dict"],
+                "load_bandwidth_bytes_per_s": "200MB",
+            }
+        },
+    },
     "loads": {
         **ETCD,
         **MOUNTS,
@@ -139,7 +186,10 @@ def rendered(program: Path, values: dict[str, Any], place: Path, *arguments: str
 
 
 def one(documents: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
+    names = [d["metadata"]["name"] for d in documents if d["kind"] == kind]
     found = [d for d in documents if d["kind"] == kind and name in d["metadata"]["name"]]
+    if name in names:
+        found = [d for d in found if d["metadata"]["name"] == name]
     assert len(found) == 1, [(d["kind"], d["metadata"]["name"]) for d in documents]
     return found[0]
 
@@ -200,6 +250,8 @@ def configuration(documents: list[dict[str, Any]], place: Path, variables: dict[
         Path(f"{place}{volume['mountPath']}").mkdir(parents=True, exist_ok=True)
     for key in ("secret", "token"):
         (place / "etc/kara/auth" / key).write_text("x" * 48)
+    if (place / "etc/kara/s3").exists():
+        (place / "etc/kara/s3/keys").write_text("reader:a-long-secret:read\n")
     for name in ("tls/tls.crt", "tls/tls.key", "tls/ca.crt", "etcd-tls/ca.crt", "etcd/password"):
         if (place / "etc/kara" / name).parent.exists():
             (place / "etc/kara" / name).write_text("pem")
@@ -234,6 +286,8 @@ def test_the_worker_reads_what_the_chart_wrote(name: str, short_place: Path, tmp
     for number, part in enumerate(config.split()):
         suffix = f"-{number}" if number else ""
         assert (ports[f"data{suffix}"], ports[f"admin{suffix}"]) == (part.listen.port, part.admin.port)
+        for name in LISTENERS:
+            assert ports.get(f"alluxio-{name}{suffix}") == part.alluxio.port(name)
     assert pod["terminationGracePeriodSeconds"] > config.life.drain_timeout_s
     if values.get("mounts"):
         (train,) = (mount for mount in config.mounts if mount.name == "train")
@@ -247,6 +301,13 @@ def test_the_worker_reads_what_the_chart_wrote(name: str, short_place: Path, tmp
 def short_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Unix sockets allow 107 bytes of path."""
     return tmp_path_factory.mktemp("k")
+
+
+def test_values_have_every_key_of_the_worker() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    own, by_chart = set(values["worker"]["config"]), set(BY_CHART)
+    assert own | by_chart == set(keys(WorkerConfig))
+    assert not own & by_chart
 
 
 def test_the_schema_is_of_todays_values() -> None:

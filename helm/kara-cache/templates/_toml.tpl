@@ -20,9 +20,16 @@ etcd_tls_ca = "/etc/kara/etcd-tls/ca.crt"
 {{- if .Values.tls.enabled }}
 tls_cert = "/etc/kara/tls/tls.crt"
 tls_key = "/etc/kara/tls/tls.key"
+tls_peer_ca = "/etc/kara/tls/ca.crt"
 {{- if .Values.tls.clientCertificates }}
 tls_client_ca = "/etc/kara/tls/ca.crt"
 {{- end }}
+{{- end }}
+{{- if or $config.alluxio_list_port $config.alluxio_dict_port $config.alluxio_data_port }}
+alluxio_host = "0.0.0.0"
+{{- end }}
+{{- if .Values.s3Keys.existingSecret }}
+alluxio_s3_keys = {{ printf "file:/etc/kara/s3/%s" .Values.s3Keys.key | toJson }}
 {{- end }}
 {{- range $key, $value := $config }}
 {{- if not (kindIs "invalid" $value) }}

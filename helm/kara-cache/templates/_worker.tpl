@@ -60,6 +60,9 @@ spec:
         {{- range $n := until (int $config.workers) }}
         - {name: data{{ if $n }}-{{ $n }}{{ end }}, containerPort: {{ add $config.port (mul 2 $n) }}}
         - {name: admin{{ if $n }}-{{ $n }}{{ end }}, containerPort: {{ add $config.admin_port (mul 2 $n) }}}
+        {{- range $name, $port := (include "kara.alluxioPorts" $ | fromJson) }}
+        - {name: {{ $name }}{{ if $n }}-{{ $n }}{{ end }}, containerPort: {{ add $port (mul 2 $n) }}}
+        {{- end }}
         {{- end }}
       # Pages of an earlier run are served from the first second on, so a start is short.
       startupProbe:
@@ -88,6 +91,9 @@ spec:
         {{- include "kara.clientVolumeMounts" . | nindent 8 }}
         {{- include "kara.pageVolumeMounts" . | nindent 8 }}
         - {name: sockets, mountPath: /run/kara}
+        {{- if .Values.s3Keys.existingSecret }}
+        - {name: s3-keys, mountPath: /etc/kara/s3, readOnly: true}
+        {{- end }}
         {{- range $name, $mount := .Values.mounts }}
         {{- if $mount.credentials }}
         - {name: mount-{{ $name }}, mountPath: /etc/kara/mounts/{{ $name }}, readOnly: true}
@@ -96,6 +102,10 @@ spec:
         {{- with .Values.worker.extraVolumeMounts }}{{ toYaml . | nindent 8 }}{{ end }}
   volumes:
     {{- include "kara.clientVolumes" . | nindent 4 }}
+    {{- if .Values.s3Keys.existingSecret }}
+    - name: s3-keys
+      secret: {secretName: {{ .Values.s3Keys.existingSecret }}, defaultMode: 0440}
+    {{- end }}
     - name: sockets
       {{- if .Values.worker.nodeSocket.enabled }}
       hostPath: {path: {{ .Values.worker.nodeSocket.hostPath }}, type: DirectoryOrCreate}
@@ -133,6 +143,16 @@ spec:
   {{- with .Values.worker.topologySpreadConstraints }}
   topologySpreadConstraints: {{- toYaml . | nindent 4 }}
   {{- end }}
+{{- end -}}
+
+{{/* Listeners for existing Alluxio and S3 clients that are on: name -> port. */}}
+{{- define "kara.alluxioPorts" -}}
+{{- $ports := dict -}}
+{{- range $name := list "list" "dict" "data" -}}
+{{- $port := index $.Values.worker.config (printf "alluxio_%s_port" $name) -}}
+{{- if $port }}{{- $ports = set $ports (printf "alluxio-%s" $name) (int $port) }}{{- end -}}
+{{- end -}}
+{{ $ports | toJson }}
 {{- end -}}
 
 {{- define "kara.pageVolumeMounts" -}}
