@@ -110,6 +110,7 @@ class Mount:
     )  # for the store; secrets by reference
     freshness: Freshness = REVALIDATE
     ttl_s: float | None = None  # pages older than this are dropped; None keeps them until evicted
+    quota_bytes: int | None = None  # most that its pages may take on each worker; None: all there is
     replicas: int = 1  # owners that keep a page; more spread the reads of hot files
     read_only: bool = False  # writes and deletes are refused
 
@@ -133,6 +134,8 @@ class Mount:
             raise ConfigError(f"mount {self.name}: {exc}") from exc
         if self.ttl_s is not None and not self.ttl_s > 0:
             raise ConfigError(f"mount {self.name}: ttl_s must be more than 0, got {self.ttl_s}")
+        if self.quota_bytes is not None and self.quota_bytes < 1:
+            raise ConfigError(f"mount {self.name}: quota_bytes must be at least 1, got {self.quota_bytes}")
         if self.replicas < 1:
             raise ConfigError(f"mount {self.name}: replicas must be at least 1, got {self.replicas}")
         object.__setattr__(self, "options", dict(self.options))

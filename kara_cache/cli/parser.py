@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import kara_cache
 from kara_cache.attachment import Attachment
-from kara_cache.cli import commands, load_commands
+from kara_cache.cli import commands, load_commands, rule_commands
 from kara_cache.cli.storage_parser import add_storage_verbs
 
 Command = Callable[[Attachment, argparse.Namespace], None]
@@ -50,6 +50,7 @@ _EXAMPLES = {
   kara free /data/part-0001.parquet
   kara free -r /data/train""",
     "load": load_commands.EXAMPLES,
+    **rule_commands.EXAMPLES,
     "workers": """\
   kara workers
   kara workers --json --etcd-hosts etcd-0,etcd-1,etcd-2""",
@@ -112,6 +113,22 @@ def make_parser() -> argparse.ArgumentParser:
     load_commands.add_arguments(
         verb("load", load_commands.load, "Bring files into the cache, and see that they are there.")
     )
+
+    sub = verb("pin", rule_commands.pin, "Keep what is below a path, whatever else comes.")
+    sub.add_argument("path", metavar="PATH")
+    sub.add_argument("--json", action="store_true", help="for scripts")
+
+    sub = verb("unpin", rule_commands.unpin, "Keep it no longer.")
+    sub.add_argument("path", metavar="PATH")
+    sub.add_argument("--json", action="store_true", help="for scripts")
+
+    sub = verb("ttl", rule_commands.set_ttl, "Drop pages below a path so long after they were fetched.")
+    sub.add_argument("path", metavar="PATH")
+    sub.add_argument("age", metavar="AGE", type=rule_commands.age, help="12h, 7d, or none")
+    sub.add_argument("--json", action="store_true", help="for scripts")
+
+    sub = verb("pins", rule_commands.list_rules, "Rules for paths: what is pinned, what expires.")
+    sub.add_argument("--json", action="store_true", help="for scripts")
 
     sub = verb("workers", commands.workers, "Members, their state and what they hold.")
     sub.add_argument("--json", action="store_true", help="for scripts")

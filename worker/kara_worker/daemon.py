@@ -34,6 +34,7 @@ from kara_worker.jobs.loads import Loads
 from kara_worker.metrics import WorkerCollector, WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.page_cache import PageCache
+from kara_worker.page_file import group_token
 from kara_worker.private_mounts import PrivateMounts
 from kara_worker.registration import Registration
 from kara_worker.server import PageServer
@@ -95,11 +96,13 @@ class WorkerDaemon:
             self._stores.store(mount)  # a wrong option or a missing secret shows now, not at the first read
         store = config.store
         directories = [Path(directory) for directory in store.page_dirs]
+        quotas = {mount.name: mount.quota_bytes for mount in config.mounts if mount.quota_bytes is not None}
         self._pages = FilePageStore(
             directories,
             capacity_bytes=store.capacity_bytes,
             page_bytes=store.page_bytes,
-            policy=make_policy(store.eviction, guard=store.guard),
+            policy=make_policy(store.eviction, guard=store.guard, groups=[*map(group_token, quotas)]),
+            quotas=quotas,
             high_watermark=store.high_watermark,
             low_watermark=store.low_watermark,
         )
@@ -178,14 +181,14 @@ class WorkerDaemon:
             show_paths=config.admin.paths or is_loopback(config.admin.host),
         )
         self._server.add_routes(self._loads.endpoints.routes())
-        self._loads.board.start()
+        self._server.add_routes(self._loads.rule_endpoints.routes())
+        self._loads.start()
         if config.alluxio.enabled:
             self._alluxio = AlluxioListeners(
                 config,
                 self._cache,
                 self._facts,
                 self._metrics,
-                self._threads,
                 own=self.info,
                 cluster=self._loads.cluster,
                 board=self._loads.board,
@@ -321,6 +324,7 @@ class WorkerDaemon:
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
             self._loads.owner.forget_idle()
+            await self._cache.run_on_disk(self._loads.rules.expire, time.time_ns())
             ttl_s = {mount.name: mount.ttl_s for mount in self._stores.mounts if mount.ttl_s}
             if ttl_s:
                 await self._cache.run_on_disk(self._pages.expire, ttl_s, time.time_ns())

@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from kara_cache.errors import ConfigError
 from kara_cache.page import MAX_PAGE_BYTES, MIN_PAGE_BYTES, PageHeader, PageId
@@ -56,6 +57,7 @@ class FilePageStore:
         open_pages: int = 1024,
         min_free_bytes: int | None = None,
         probe_s: float = 30.0,
+        quotas: Mapping[str, int] = MappingProxyType({}),
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """Raises ConfigError for directories that are not ours, and for options that cannot be meant.
@@ -70,6 +72,8 @@ class FilePageStore:
             min_free_bytes: stays free on each file system, whoever fills it: at that point an old page goes
                 for each new one. Default: 1 % of the file system, at least 64 MiB.
             probe_s: between two looks at a directory that failed.
+            quotas: bytes that the pages of a group may take at most; the policy then is a `Quotas` made
+                for their `group_token`s.
         """
         _check_options(directories, capacity_bytes, page_bytes, high_watermark, low_watermark)
         self.page_bytes = page_bytes
@@ -80,7 +84,14 @@ class FilePageStore:
         self._listed = threading.Event()
         self._wake = threading.Event()
         opened = OpenPages(open_pages)
-        self._space = PageSpace(capacity_bytes, policy, opened, high=high_watermark, low=low_watermark)
+        self._space = PageSpace(
+            capacity_bytes,
+            policy,
+            opened,
+            high=high_watermark,
+            low=low_watermark,
+            quotas={group_token(group): count for group, count in quotas.items()},
+        )
         self._files = PageFiles(directories, page_bytes, self._space, min_free_bytes=min_free_bytes)
         self._threads = [threading.Thread(target=self._keep, name="page-keeper", daemon=True)]
         if self._files.unlisted:
@@ -178,8 +189,8 @@ class FilePageStore:
     def expose(self, file_id: bytes) -> None:
         self._space.expose(file_id)
 
-    def has_room(self, size: int) -> bool:
-        return self._space.has_room(footprint(size))
+    def has_room(self, size: int, *, group: str = "") -> bool:
+        return self._space.has_room(footprint(size), group_token(group.strip("/")))
 
     def files(self) -> Iterator[StoredFile]:
         self._learn_paths()
@@ -209,6 +220,20 @@ class FilePageStore:
             cutoff = cutoffs.get(entry.group) if entry is not None else None
             if entry is not None and cutoff is not None and self._is_older(page, entry, cutoff):
                 count += self._files.drop(page, "ttl", entry=entry) > 0
+        return count
+
+    def expire_files(self, ttl_of: Callable[[str], float | None], now_ns: int) -> int:
+        self._learn_paths()
+        count, index = 0, self._space.index
+        for record in index.files():
+            ttl_s = ttl_of(record.path) if record.path else None
+            if ttl_s is None:
+                continue
+            cutoff = now_ns - int(ttl_s * 1e9)
+            for page in list(index.pages_of([record])):
+                entry = index.get(page)
+                if entry is not None and self._is_older(page, entry, cutoff):
+                    count += self._files.drop(page, "ttl", entry=entry) > 0
         return count
 
     def _is_older(self, page: PageId, entry: PageEntry, cutoff_ns: int) -> bool:

@@ -86,6 +86,7 @@ class PageCache:
         self._tasks: dict[asyncio.Task[None], str] = {}  # running fills, with the path of each
         self._store_threads = ThreadPoolExecutor(store_threads, thread_name_prefix="store")
         self._disk_threads = ThreadPoolExecutor(2, thread_name_prefix="disk")
+        self.before_put: Callable[[bytes, str], None] = _nothing  # file id and path; in any thread
 
     def ref(self, path: str, version: str, size: int) -> FileRef:
         """Raises ValueError for a hostile path, FileNotFoundError for an unknown mount."""
@@ -248,6 +249,7 @@ class PageCache:
             self._queued_bytes -= size
 
     def _put_all(self, ref: FileRef, fill: Fill, headers: Sequence[PageHeader]) -> None:
+        self.before_put(ref.file_id, ref.path)
         for header in headers:
             start = header.page.index * self.page_bytes
             self.pages.put(header, fill.view(start, start + header.length), group=ref.mount.name)
@@ -371,6 +373,10 @@ class PageCache:
             task.cancel()
         self._store_threads.shutdown(wait=False, cancel_futures=True)
         self._disk_threads.shutdown(wait=True)
+
+
+def _nothing(file_id: bytes, path: str) -> None:
+    pass
 
 
 def _as_answer(exc: Exception, ref: FileRef) -> Exception:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import enum
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kara_cache.page import PageId
 from kara_worker.eviction.base import EvictionPolicy
+from kara_worker.eviction.quotas import Quotas
 from kara_worker.eviction.sheltered import Sheltered
 from kara_worker.open_pages import OpenPages
 from kara_worker.page_file import FoundPage, PageEntry
@@ -41,8 +43,16 @@ class PageSpace:
     """
 
     def __init__(
-        self, capacity_bytes: int, policy: EvictionPolicy, open_pages: OpenPages, *, high: float, low: float
+        self,
+        capacity_bytes: int,
+        policy: EvictionPolicy,
+        open_pages: OpenPages,
+        *,
+        high: float,
+        low: float,
+        quotas: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
+        """`quotas` limits the bytes of groups; with them, `policy` is a `Quotas`."""
         self.capacity_bytes = capacity_bytes
         self.bytes = 0
         self._high_bytes = int(capacity_bytes * high)
@@ -50,6 +60,9 @@ class PageSpace:
         self._lock = threading.Lock()  # guards everything here; nothing is read or written under it
         self._index = PageIndex()
         self._policy = Sheltered(policy)
+        self._quotas = dict(quotas)
+        self._by_group = policy if isinstance(policy, Quotas) else None
+        self._group_bytes: Counter[str] = Counter()  # of groups with a quota
         self._open = open_pages
         self._evictions: Counter[str] = Counter()
         self._rejections: Counter[str] = Counter()
@@ -95,8 +108,14 @@ class PageSpace:
             if self._index.get(page) is not None:
                 return Reservation(Verdict.HERE, admitted)
             over = self.bytes + size - self.capacity_bytes
-            if admitted is None and (disk_full or self.bytes + size > self._high_bytes):
+            beyond = self._beyond_quota(group, size)
+            if admitted is None and (disk_full or beyond > 0 or self.bytes + size > self._high_bytes):
                 admitted = self._policy.admit(page, size, group)
+            if beyond > 0 and not admitted:
+                return Reservation(Verdict.POLICY, admitted)
+            if beyond > 0:
+                victims, closing = self._choose_victims(beyond, group=group)
+                return Reservation(Verdict.EVICT if victims else Verdict.FULL, admitted, victims)
             if over <= 0 and not disk_full:
                 self.bytes += size
                 return Reservation(Verdict.RESERVED, admitted)
@@ -112,6 +131,7 @@ class PageSpace:
             new, spare = self._index.add_found(found)
             for page, entry in new:
                 self.bytes += entry.size
+                self._count(entry, 1)
                 self._policy.track(page, entry.size, entry.group)
         return spare
 
@@ -119,6 +139,7 @@ class PageSpace:
         """The page is in its place; its bytes were reserved, and it is not in the books yet."""
         with self._lock:
             page = self._index.add(page, entry, path)
+            self._count(entry, 1)
             self._policy.track(page, entry.size, entry.group)
 
     def release(self, size: int) -> None:
@@ -133,6 +154,7 @@ class PageSpace:
             if known is None or (entry is not None and known is not entry):
                 return None
             self._index.pop(page)
+            self._count(known, -1)
             self._policy.forget(page)
             closing = self._open.pop(page)
             self._evictions[reason] += 1
@@ -150,14 +172,29 @@ class PageSpace:
         del closing
         return victims
 
+    def _beyond_quota(self, group: str, size: int) -> int:
+        quota = self._quotas.get(group)
+        return 0 if quota is None else self._group_bytes[group] + size - quota
+
+    def _count(self, entry: PageEntry, sign: int) -> None:
+        if entry.group in self._quotas:
+            self._group_bytes[entry.group] += sign * entry.size
+
+    def _next_victim(self, group: str | None) -> PageId | None:
+        if group is None or self._by_group is None:
+            return self._policy.evict()
+        return self._by_group.evict_from(group)
+
     def _choose_victims(
-        self, need: int, limit: int = 1 << 30
+        self, need: int, limit: int = 1 << 30, *, group: str | None = None
     ) -> tuple[list[Placed], list[StoredPage | None]]:
+        """With `group`, of its own pages only."""
         victims: list[Placed] = []
         closing: list[StoredPage | None] = []
-        while need > 0 and len(victims) < limit and (page := self._policy.evict()) is not None:
+        while need > 0 and len(victims) < limit and (page := self._next_victim(group)) is not None:
             entry = self._index.pop(page)
             assert entry is not None, f"the policy knew {page}, the index did not"
+            self._count(entry, -1)
             victims.append((page, entry))
             closing.append(self._open.pop(page))
             need -= entry.size
@@ -178,10 +215,12 @@ class PageSpace:
         with self._lock:
             self._policy.expose(file_id)
 
-    def has_room(self, size: int) -> bool:
+    def has_room(self, size: int, group: str) -> bool:
         """Whether so many bytes could come in, if need be in place of pages that nobody shelters."""
         with self._lock:
-            return self._policy.bytes + size <= self.capacity_bytes
+            quota = self._quotas.get(group, self.capacity_bytes)
+            policy = self._policy
+            return policy.bytes + size <= self.capacity_bytes and policy.bytes_of[group] + size <= quota
 
     def forget_directory(self, number: int) -> int:
         """The pages of a directory whose disk failed, which cannot be unlinked; their number."""
@@ -192,6 +231,7 @@ class PageSpace:
                 self._policy.forget(page)
                 entry = self._index.pop(page)
                 assert entry is not None
+                self._count(entry, -1)
                 self.bytes -= entry.size
             if pages:
                 self._evictions["lost"] += len(pages)

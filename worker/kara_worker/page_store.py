@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,7 +88,7 @@ class PageStore(Protocol):
         """One reason less; after the last, its pages are like any others."""
         ...
 
-    def has_room(self, size: int) -> bool:
+    def has_room(self, size: int, *, group: str = "") -> bool:
         """Whether so many bytes more could come in, in free room or in place of pages that may be evicted."""
         ...
 
@@ -102,6 +102,10 @@ class PageStore(Protocol):
 
     def expire(self, ttl_s: dict[str, float], now_ns: int) -> int:
         """Drops pages older than the TTL of the mount (first path segment) they belong to; their number."""
+        ...
+
+    def expire_files(self, ttl_of: Callable[[str], float | None], now_ns: int) -> int:
+        """Drops pages older than what `ttl_of` says for their file's path; None is no limit. Their number."""
         ...
 
     def evict_to_low_watermark(self) -> int:

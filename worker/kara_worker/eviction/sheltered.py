@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from kara_cache.page import PageId
@@ -21,6 +22,7 @@ class Sheltered:
         self._pages: dict[bytes, dict[PageId, tuple[int, str]]] = {}  # file -> page -> size and group
         self._count = 0
         self.bytes = 0  # of the pages that stay
+        self.bytes_of: Counter[str] = Counter()  # the same, by group
 
     @property
     def sheltered(self) -> int:
@@ -36,8 +38,8 @@ class Sheltered:
         for page, size, group in pages:
             self._inner.forget(page)
             held[page] = (size, group)
-        self._count += len(held)
-        self.bytes += sum(size for size, _ in held.values())
+        for size, group in held.values():
+            self._add(1, size, group)
 
     def expose(self, file_id: bytes) -> None:
         """One reason less; after the last one its pages are like any others. Unknown files are ignored."""
@@ -47,10 +49,14 @@ class Sheltered:
             return
         self._holds.pop(file_id, None)
         held = self._pages.pop(file_id, {})
-        self._count -= len(held)
-        self.bytes -= sum(size for size, _ in held.values())
         for page, (size, group) in held.items():
+            self._add(-1, -size, group)
             self._inner.track(page, size, group)
+
+    def _add(self, count: int, size: int, group: str) -> None:
+        self._count += count
+        self.bytes += size
+        self.bytes_of[group] += size
 
     def admit(self, page: PageId, size: int, group: str) -> bool:
         return page.file_id in self._holds or self._inner.admit(page, size, group)
@@ -61,8 +67,7 @@ class Sheltered:
             self._inner.track(page, size, group)
         elif page not in held:
             held[page] = (size, group)
-            self._count += 1
-            self.bytes += size
+            self._add(1, size, group)
 
     def touch(self, page: PageId) -> None:
         if page.file_id not in self._holds:
@@ -79,8 +84,7 @@ class Sheltered:
         if held is None:
             self._inner.forget(page)
         elif (known := held.pop(page, None)) is not None:
-            self._count -= 1
-            self.bytes -= known[0]
+            self._add(-1, -known[0], known[1])
 
     def __len__(self) -> int:
         return len(self._inner) + self._count

@@ -1,4 +1,4 @@
-"""Load jobs on one worker, put together: the owner's part, the board, their endpoints and metrics."""
+"""Load jobs and rules for paths on one worker, put together with their endpoints."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ from kara_worker.jobs.local_journal import LocalJournal
 from kara_worker.jobs.owner import LoadOwner
 from kara_worker.page_cache import PageCache
 from kara_worker.peers import peers_of
+from kara_worker.rules.endpoints import RuleEndpoints
+from kara_worker.rules.path_rules import PathRules
+from kara_worker.rules.shelf import EtcdRules, LocalRules, RuleShelf
 
-_DIRECTORY = "LOADS"  # in the first page directory, where nothing but this worker's things is
+_RULES = "RULES.json"
+_DIRECTORY = "LOADS"  # both in the first page directory, where nothing but this worker's things is
 
 
 class Loads:
@@ -53,7 +57,16 @@ class Loads:
             page_bytes=cache.page_bytes,
         )
         self.endpoints = JobEndpoints(self.board, self.owner, access, executor)
+        self.rules = PathRules(_shelf(config), cache.pages)
+        cache.before_put = self.rules.note
+        self.rule_endpoints = RuleEndpoints(
+            self.rules, cache.stores, self.cluster, access, executor, worker=own.id
+        )
         self._closed = False
+
+    def start(self) -> None:
+        self.board.start()
+        self.rules.start()
 
     async def close(self) -> None:
         """Idempotent."""
@@ -65,6 +78,12 @@ class Loads:
         self.owner.close()
         await asyncio.to_thread(self.cluster.close)
         await asyncio.to_thread(self.cluster.membership.close)
+
+
+def _shelf(config: WorkerConfig) -> RuleShelf:
+    if config.etcd.hosts:
+        return EtcdRules(etcd_client(config.etcd), config.cluster_name)
+    return LocalRules(Path(config.store.page_dirs[0]) / _RULES)
 
 
 def _journal(config: WorkerConfig, own: WorkerInfo) -> Journal:

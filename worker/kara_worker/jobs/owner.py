@@ -233,7 +233,8 @@ class LoadOwner:
         async with self._gate:
             await self._memory.acquire(size, _MEMORY_WAIT_S)
             try:
-                if not self._cache.pages.has_room(self._memory.used):  # with all that is on its way
+                # with all that is on its way
+                if not self._cache.pages.has_room(self._memory.used, group=run.ref.mount.name):
                     return before, int(bool(before))
                 _, requests = await self._cache.bring(run.ref, missing, self._threads)
             finally:
@@ -261,7 +262,7 @@ class LoadOwner:
         size = self._length(run.ref, missing[0])
         if batch.action is Action.LOOK:
             reason = Reason.MISSING
-        elif not self._cache.pages.has_room(size):
+        elif not self._cache.pages.has_room(size, group=run.ref.mount.name):
             reason = Reason.NO_ROOM
         else:
             reason = Reason.NOT_KEPT
