@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -124,6 +125,37 @@ HOSTILE: dict[str, list[Any]] = {
 def test_hostile(case: str) -> None:
     with pytest.raises(FormatError, match="here: "):
         decode(*HOSTILE[case])
+
+
+ODD_NAMES = st.sampled_from(
+    ["", ".", "..", "a", "b", "/", "a/b", "\0", "\\", "..\\x", "\ud800", ".kara-load"]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | ODD_NAMES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+CHANGES = st.dictionaries(
+    st.sampled_from(["md5", "sha1", "file", "path", "size", "mode", "mtime_ns", "empty_directories"]),
+    JSON | st.lists(ODD_NAMES, max_size=3) | st.lists(st.lists(ODD_NAMES, max_size=3), max_size=2),
+    max_size=3,
+)
+
+
+@given(JSON | st.lists(CHANGES.map(lambda changes: entry(**changes)), max_size=4))
+def test_whatever_is_accepted_stays_inside(document: Any) -> None:
+    try:
+        tree = decode_tree(json.dumps(document).encode(), "here")
+    except FormatError:
+        return
+    files = {file.path for file in tree.files}
+    assert len(files) == len(tree.files)
+    assert not files & tree.directories
+    for path in files | tree.directories:
+        place = os.path.normpath(os.path.join("/target", *path))
+        assert place == "/".join(("/target", *path))
+        assert not place.startswith("/target/.kara-load")
+        os.fsencode(place)
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[", b"null", b"\xff", b"[" * 100_000, b"[NaN]"])
