@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alluxio_places import AlluxioPlace, alluxio_place
 from mounted import Mounted, mounted
 
 
@@ -21,3 +22,10 @@ def place(kara: Mounted, request: pytest.FixtureRequest) -> tuple[str, Path]:
     directory = kara.directory / re.sub(r"\W+", "-", request.node.name)
     directory.mkdir()
     return f"kara://data/{directory.name}", directory
+
+
+@pytest.fixture(scope="session")
+def s3_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AlluxioPlace]:
+    """Three workers, etcd and an S3 bucket, with Alluxio's listener; a prefix of its own for each test."""
+    with alluxio_place(tmp_path_factory.mktemp("s3"), alluxio_list_port=0) as found:
+        yield found

@@ -18,7 +18,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from alluxio_places import AlluxioPlace, alluxio_place
+from alluxio_places import AlluxioPlace
 from published import python_with
 from services import require_module
 
@@ -32,9 +32,8 @@ ROWS = 1000
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AlluxioPlace]:
-    with alluxio_place(tmp_path_factory.mktemp("alluxio")) as found:
-        yield found
+def place(s3_place: AlluxioPlace) -> AlluxioPlace:
+    return s3_place
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from alluxio_places import AlluxioPlace, alluxio_place
+from alluxio_places import AlluxioPlace
 from mounted import Mounted, mounted
 from private_home import PrivateHome, private_home
 from published import python_with
@@ -426,13 +426,10 @@ def test_an_open_file_goes_on_when_every_worker_is_killed(tmp_path: Path) -> Non
 
 @pytest.mark.etcd
 @pytest.mark.s3
-def test_the_dialect_of_alluxio_with_our_own_workers(tmp_path: Path) -> None:
+@pytest.mark.leaves_running("the worker that was killed runs again, for the tests that follow")
+def test_the_dialect_of_alluxio_with_our_own_workers(s3_place: AlluxioPlace) -> None:
     """Membership from etcd, the ring, and every request to /v1 of three of our workers."""
-    with alluxio_place(tmp_path, alluxio_list_port=0) as place:
-        _speak_alluxio(place)
-
-
-def _speak_alluxio(place: AlluxioPlace) -> None:
+    place, home = s3_place, "own-workers"
     fs = AlluxioFileSystem(
         dialect="alluxio",
         cluster_name="ai-alluxio",
@@ -444,25 +441,26 @@ def _speak_alluxio(place: AlluxioPlace) -> None:
     )
     names = ["plain", "a b", "a&b=c", "a#b", "a+b", "a%41b", "中文"]
     for number, name in enumerate(names):
-        place.put(f"d/{name}", CONTENT[: number * 100_000])
-    assert sorted(fs.ls("s3://bucket/d")) == sorted(f"bucket/d/{name}" for name in names)
+        place.put(f"{home}/d/{name}", CONTENT[: number * 100_000])
+    assert sorted(fs.ls(f"s3://bucket/{home}/d")) == sorted(f"bucket/{home}/d/{name}" for name in names)
     for number, name in enumerate(names):
-        assert fs.cat_file(f"s3://bucket/d/{name}") == CONTENT[: number * 100_000]
-    with fs.open("bucket/new", "wb") as file:
+        assert fs.cat_file(f"s3://bucket/{home}/d/{name}") == CONTENT[: number * 100_000]
+    with fs.open(f"bucket/{home}/new", "wb") as file:
         file.write(CONTENT)
-    assert place.get("new") == CONTENT
-    with fs.open("bucket/new") as file:
+    assert place.get(f"{home}/new") == CONTENT
+    with fs.open(f"bucket/{home}/new") as file:
         file.seek(-100, 2)
         assert file.read() == CONTENT[-100:]
-    assert fs.touch("bucket/empty")
-    assert fs.copy("bucket/new", "bucket/copied")
-    assert fs.mv("bucket/copied", "bucket/moved")
-    assert fs.rm("bucket/new", remove_alluxio_only=True)
-    assert fs.rm("bucket/new")
-    assert place.keys("") == [*sorted(f"d/{name}" for name in names), "empty", "moved"]
-    assert not fs.exists("bucket/new")
+    assert fs.touch(f"bucket/{home}/empty")
+    assert fs.copy(f"bucket/{home}/new", f"bucket/{home}/copied")
+    assert fs.mv(f"bucket/{home}/copied", f"bucket/{home}/moved")
+    assert fs.rm(f"bucket/{home}/new", remove_alluxio_only=True)
+    assert fs.rm(f"bucket/{home}/new")
+    left = [*(f"d/{name}" for name in sorted(names)), "empty", "moved"]
+    assert place.keys(f"{home}/") == [f"{home}/{name}" for name in left]
+    assert not fs.exists(f"bucket/{home}/new")
     with pytest.raises(FileNotFoundError):
-        fs.cat_file("bucket/new")
+        fs.cat_file(f"bucket/{home}/new")
     assert fs.get_error_metrics()["error_counts"] == {}
     _lose_a_worker(place, fs)
     fs.close()
@@ -470,12 +468,17 @@ def _speak_alluxio(place: AlluxioPlace) -> None:
 
 def _lose_a_worker(place: AlluxioPlace, fs: AlluxioFileSystem) -> None:
     """In the middle of many files, with no store that this process could reach."""
-    urls = [place.put(f"many/{number}", CONTENT[number : number + 300_000]) for number in range(16)]
+    urls = [
+        place.put(f"own-workers/many/{number}", CONTENT[number : number + 300_000]) for number in range(16)
+    ]
     files = [fs.open(url) for url in urls]
     assert [file.read(1000) for file in files] == [CONTENT[n : n + 1000] for n in range(16)]
     place.cluster.workers[0].kill()
-    with ThreadPoolExecutor(16) as pool:
-        rests = list(pool.map(lambda file: file.read(), files))
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            rests = list(pool.map(lambda file: file.read(), files))
+    finally:
+        place.cluster.workers[0].start()
     assert rests == [CONTENT[n + 1000 : n + 300_000] for n in range(16)]
     for file in files:
         file.close()

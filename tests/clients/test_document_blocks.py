@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
-from alluxio_places import AlluxioPlace, alluxio_place
+from alluxio_places import AlluxioPlace
 
 pytestmark = [pytest.mark.clients, pytest.mark.s3, pytest.mark.etcd]
 
@@ -32,22 +31,16 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AlluxioPlace]:
-    with alluxio_place(tmp_path_factory.mktemp("documents")) as found:
-        yield found
-
-
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_blocks_of(
-    document: str, place: AlluxioPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    document: str, s3_place: AlluxioPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     blocks = list(BLOCK.finditer(text))
     assert len(blocks) == text.count("<!-- run -->"), "a marker is not right before a python block"
     monkeypatch.chdir(tmp_path)
-    options = place.cluster.client_options
-    names: dict[str, Any] = {"CLUSTER": options, "OPTIONS": options, "S3": place.s3_options}
+    options = s3_place.cluster.client_options
+    names: dict[str, Any] = {"CLUSTER": options, "OPTIONS": options, "S3": s3_place.s3_options}
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         for block in blocks:
             line = text[: block.start(1)].count("\n")
