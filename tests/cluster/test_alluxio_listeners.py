@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import pytest
 import services
+import trustme
 
 from kara_cache.token import Claims, mint
 from kara_worker.testing.cluster import LocalCluster, WorkerProcess
@@ -386,6 +387,39 @@ def test_one_copy_without_etcd(tmp_path: Path) -> None:
                 assert ask(worker, DICT, v1("chunk/ID", url)) == (200, data)
         fetched = cluster.total("kara_worker_store_read_bytes_total")
     assert fetched == sum(2 * MIB + number for number in urls)
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_one_copy_in_a_cluster_with_tls(tmp_path: Path, mutual: bool) -> None:
+    """What another worker keeps is read from there by TLS, with a certificate where one is asked for."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(str(tmp_path / "server.key"))
+    (tmp_path / "server.pem").write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    data = {str(number): random.Random(number).randbytes(MIB + number) for number in range(6)}
+    for name, each in data.items():
+        (disk / name).write_bytes(each)
+    files = {
+        key: f"{tmp_path}/{name}" for key, name in (("tls_cert", "server.pem"), ("tls_key", "server.key"))
+    }
+    trust = {"tls_client_ca" if mutual else "tls_peer_ca": f"{tmp_path}/ca.pem"}
+    with LocalCluster(
+        2,
+        mounts={"disk": f"file://{disk}"},
+        peers=True,
+        alluxio_data_port=0,
+        alluxio_anonymous=["data"],
+        **files,
+        **trust,
+    ) as cluster:
+        for worker in cluster.workers:
+            for name, each in data.items():
+                assert ask(worker, DATA, f"/disk/{name}") == (200, each)
+        fetched = cluster.total("kara_worker_store_read_bytes_total")
+    assert fetched == sum(map(len, data.values()))
 
 
 # -- owners that go ---------------------------------------------------------------------------------------

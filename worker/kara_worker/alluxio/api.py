@@ -61,6 +61,7 @@ class ApiParts:
     loads: LoadAnswers
     metrics: WorkerMetrics
     executor: Executor  # for calls to stores
+    changes: Executor  # for what may take long: removing and copying trees, joining parts
     deadline_s: float  # to the first byte of an answer
 
 
@@ -145,6 +146,9 @@ class AlluxioApi:
 
     async def _in_thread(self, work: Callable[..., V], *args: Any) -> V:
         return await asyncio.get_running_loop().run_in_executor(self._parts.executor, work, *args)
+
+    async def _change(self, work: Callable[..., V], *args: Any) -> V:
+        return await asyncio.get_running_loop().run_in_executor(self._parts.changes, work, *args)
 
     # -- where and what -----------------------------------------------------------------------------
 
@@ -305,19 +309,19 @@ class AlluxioApi:
         if _flag(values, "remove_alluxio_only"):
             await self._parts.cache.free(path, recursive=True)
         else:
-            self._changed(await self._in_thread(lambda: self._changes.remove(path, recursive=recursive)))
+            self._changed(await self._change(lambda: self._changes.remove(path, recursive=recursive)))
         await request.respond_json({"success": True})
 
     async def _mv(self, request: Request, identity: str) -> None:
         source, target, _ = self._two_paths(request, identity, (), source_verb="write")
-        self._changed(await self._in_thread(self._changes.move, source, target))
+        self._changed(await self._change(self._changes.move, source, target))
         await request.respond_json({"success": True})
 
     async def _copy(self, request: Request, identity: str) -> None:
         source, target, values = self._two_paths(request, identity, _CP_FLAGS, source_verb="read")
         recursive = _flag(values, "recursive") or _flag(values, "recursiveAlias")
         overwrite = _flag(values, "forced")
-        copied = await self._in_thread(
+        copied = await self._change(
             lambda: self._changes.copy(source, target, recursive=recursive, overwrite=overwrite)
         )
         self._changed(copied)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kara_cache.cluster import Cluster
@@ -33,6 +33,7 @@ from kara_worker.page_cache import PageCache
 
 log = logging.getLogger(__name__)
 
+_THREADS = ((16, "alluxio-call"), (4, "alluxio-change"))
 _UPLOADS = "uploads"  # beside the pages: parts of uploads are as large as they are
 
 
@@ -45,7 +46,6 @@ class AlluxioListeners:
         cache: PageCache,
         facts: FileFacts,
         metrics: WorkerMetrics,
-        executor: Executor,
         *,
         own: Callable[[], WorkerInfo],
         cluster: Cluster,
@@ -63,6 +63,10 @@ class AlluxioListeners:
             owner_reads = OwnerReads(config, cluster.membership)
             self._closing.push_async_callback(owner_reads.close)
         self._owners = Owners(own, cluster)
+        # of our own: native clients' calls must not wait for what these clients do
+        executor, changes = (ThreadPoolExecutor(count, name) for count, name in _THREADS)
+        for pool in (executor, changes):
+            self._closing.callback(pool.shutdown, wait=False, cancel_futures=True)
         self._closing.push_async_callback(self._owners.close)
         self._parts = ApiParts(
             cache=cache,
@@ -74,6 +78,7 @@ class AlluxioListeners:
             loads=LoadAnswers(board),
             metrics=metrics,
             executor=executor,
+            changes=changes,
             deadline_s=config.alluxio.deadline_s,
         )
 
@@ -120,8 +125,10 @@ class AlluxioListeners:
         )
         uploads = S3Uploads(Path(self._config.store.page_dirs[0]) / _UPLOADS, parts.executor)
         self._closing.callback(uploads.close)
-        objects = S3Objects(parts.stores, parts.facts, parts.files, parts.metrics, parts.executor)
-        multipart = S3Multipart(parts.stores, parts.facts, uploads, parts.metrics, parts.executor)
+        objects = S3Objects(
+            parts.stores, parts.facts, parts.files, parts.metrics, parts.executor, parts.changes
+        )
+        multipart = S3Multipart(parts.stores, parts.facts, uploads, parts.metrics, parts.changes)
         buckets = S3Buckets(parts.stores, objects, uploads, parts.executor)
         port = S3Port(
             parts.stores,

@@ -41,12 +41,15 @@ class S3Objects:
         files: FileBytes,
         metrics: WorkerMetrics,
         executor: Executor,
+        changes: Executor,
     ) -> None:
+        """`changes` is for copies, which may take long."""
         self._stores = stores
         self._facts = facts
         self._files = files
         self._metrics = metrics
         self._executor = executor
+        self._copies = changes
         self._changes = StoreChanges(stores)
         self._targets: dict[bytes, str] = {}  # request targets that were answered before, to kara paths
 
@@ -147,7 +150,7 @@ class S3Objects:
             self._changes.copy_file(source, place)
             return self._stores.info(place)
 
-        info = await self._in_thread(copy)
+        info = await asyncio.get_running_loop().run_in_executor(self._copies, copy)
         self._facts.forget(place)
         parts = (text("LastModified", iso_time(info.mtime)), text("ETag", etag(info)))
         await request.respond(200, document("CopyObjectResult", *parts), content_type="application/xml")
