@@ -134,6 +134,7 @@ class Environment:
             "create": False,
             "max_readers": MAX_READERS,
             "max_dbs": MAX_TABLES,
+            "max_spare_txns": 0,  # a spare one keeps a slot, which a forked child would end
         }
         try:
             return lmdb.open(os.fspath(self.files.path), **options)
