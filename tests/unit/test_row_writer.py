@@ -210,7 +210,11 @@ def test_many_rows_are_flushed_on_the_way(storage: KaraStorage) -> None:
     with storage.open("ns", "k", "w", "1", **RAW, max_file_size=3 << 20) as dataset:
         for _ in range(5):
             dataset.write(bytes(1 << 20))
+            assert len(dataset) == 0
         assert len(read(storage)) == 3
+        dataset.flush()
+        assert len(dataset) == 5
+        dataset.flush()
 
 
 def test_after_an_error_nothing_is_added(storage: KaraStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,9 +272,8 @@ def test_a_forked_child_writes_nothing_and_holds_nothing(storage: KaraStorage) -
     if not pid:
         status = 1
         try:
-            dataset.write(b"child")
             try:
-                dataset.flush()
+                dataset.write(b"child")
             except RuntimeError as exc:
                 status = 0 if "is being written by process" in str(exc) else 2
             dataset.close()

@@ -7,7 +7,7 @@ import threading
 from array import array
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from kara_cache.process_events import watch
 from kara_cache.storage.rows.row_sums import sums_of
@@ -68,25 +68,29 @@ class RowWriter:
         self._ends = array("Q")  # of rows in the sink that are not committed
         self._sums = array("Q")
         self._committed = sink.nbytes
+        self._told = sink.count  # rows, at the last flush
         self._broken: BaseException | None = None
         self._closed = False
+        self._ended = False  # broken, closed or forked: one look in `write`
         self._forked_from: int | None = None
         self._pid = os.getpid()
         watch(self)
 
     def write(self, row: bytes) -> None:
         with self._lock:
+            if self._ended:
+                self._refuse()
             self._rows.append(row)
             self._rows_bytes += len(row)
             if self._rows_bytes >= _SPILL_BYTES:
                 self._run(self._spill)
 
     def flush(self) -> bool:
-        """Whether there are more rows than before. When it returns, all rows are durable and published."""
+        """When it returns, all rows are durable and published. Whether there are more than at the last one."""
         with self._lock:
-            before = self._sink.count
             self._run(self._commit)
-            return self._sink.count != before
+            before, self._told = self._told, self._sink.count
+            return before != self._told
 
     def close(self) -> None:
         """Flushes, and makes way for another writer, also where that fails. Idempotent."""
@@ -100,32 +104,35 @@ class RowWriter:
                         self._sink.commit(b"", b"")  # an empty version has its files, too
                         self._version.publish()
             finally:
-                self._closed = True
+                self._closed = self._ended = True
                 self._sink.close()
 
     def after_fork(self) -> None:
         self._lock = threading.Lock()
-        self._forked_from, self._rows = self._pid, []
+        self._forked_from, self._ended, self._rows = self._pid, True, []
         self._sink.after_fork()
 
     def at_exit(self) -> None:
         """Nothing: what was not flushed is not promised."""
 
     def _run(self, step: Callable[[], None]) -> None:
+        if self._ended:
+            self._refuse()
+        try:
+            step()
+        except BaseException as exc:
+            self._broken, self._ended = exc, True
+            raise
+
+    def _refuse(self) -> NoReturn:
         if self._forked_from is not None:
             raise RuntimeError(f"Dataset is being written by process {self._forked_from}, not by this one")
         if self._closed:
             raise RuntimeError("Dataset is closed")
-        if self._broken is not None:
-            raise RuntimeError(
-                f"rows after row {self._sink.count} are not stored, because writing failed; "
-                "open the data set again"
-            ) from self._broken
-        try:
-            step()
-        except BaseException as exc:
-            self._broken = exc
-            raise
+        raise RuntimeError(
+            f"rows after row {self._sink.count} are not stored, because writing failed; "
+            "open the data set again"
+        ) from self._broken
 
     def _spill(self) -> None:
         rows, self._rows, self._rows_bytes = self._rows, [], 0
