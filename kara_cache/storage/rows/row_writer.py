@@ -86,7 +86,7 @@ class RowWriter:
                 self._run(self._spill)
 
     def flush(self) -> bool:
-        """When it returns, all rows are durable and published. Whether there are more than at the last one."""
+        """When it returns, all rows are durable and published. Whether there are more than last time."""
         with self._lock:
             self._run(self._commit)
             before, self._told = self._told, self._sink.count
