@@ -70,7 +70,12 @@ def verify(_: Attachment, arguments: argparse.Namespace) -> None:
     """Raises FormatError when something is damaged, after all of it is printed."""
     with closing(open_place(arguments)) as location:
         verdict = objects.verify_directory(
-            location, arguments.namespace, arguments.key, arguments.version or "latest", progress_bar=_bars()
+            location,
+            arguments.namespace,
+            arguments.key,
+            arguments.version or "latest",
+            local_path=arguments.path,
+            progress_bar=_bars(),
         )
     if arguments.json:
         problems = [
@@ -81,11 +86,10 @@ def verify(_: Attachment, arguments: argparse.Namespace) -> None:
         screen.print_json({"version": verdict.version, **counts, "problems": problems})
     else:
         for problem in verdict.problems:
-            print(f"{problem.blob}  {problem.what}: {', '.join(problem.files)}")
+            print(f"{problem.blob}  {problem.what}: {', '.join(map(printable, problem.files))}")
+    count, noun = (verdict.blobs, "blobs") if arguments.path is None else (verdict.files, "files")
     if verdict.problems:
-        raise FormatError(
-            f"version {verdict.version}: {len(verdict.problems)} of {verdict.blobs} blobs are damaged"
-        )
+        raise FormatError(f"version {verdict.version}: {len(verdict.problems)} of {count} {noun} are damaged")
     if not arguments.json:
         blobs, size = verdict.blobs, format_bytes(verdict.size)
         print(f"version {verdict.version}: {verdict.files} files in {blobs} blobs, {size}, all right")

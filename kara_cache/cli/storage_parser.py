@@ -58,6 +58,7 @@ _OBJ_EXAMPLES = {
   kara obj file:///shared ls models bert -v 0 -l  its files""",
     "verify": """\
   kara obj file:///shared verify models bert
+  kara obj file:///shared verify models bert ./bert     is it what was saved?
   kara obj file:///shared verify models bert -v epoch-3 --json""",
 }
 
@@ -142,6 +143,7 @@ def _add_objects(verbs: _Verbs, connection: Connection) -> None:
 
     sub = action("verify", object_commands.verify, "Read every blob of a version and compare its digests.")
     _dataset(sub)
+    sub.add_argument("path", metavar="PATH", nargs="?", help="read the files of this local directory instead")
     _json(sub)
 
 

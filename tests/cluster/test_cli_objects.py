@@ -131,6 +131,21 @@ def test_verify(kara: Kara, tmp_path: Path) -> None:
     assert kara("obj", URL, "verify", "models", "bert", "-v", "0").code == ExitCode.OK
 
 
+def test_verify_of_a_local_directory(kara: Kara, tmp_path: Path) -> None:
+    kara("obj", URL, "save", "models", "bert", "source")
+    said = kara("obj", URL, "verify", "models", "bert", "source")
+    assert said.lines == ["version 0: 3 files in 3 blobs, 9.0 MiB, all right"]
+    (tmp_path / "source" / "deep" / "er" / "notes.txt").write_bytes(b"nodes\n")
+    (tmp_path / "source" / "model.bin").unlink()
+    said = kara("obj", URL, "verify", "models", "bert", "source", "-v", "0")
+    assert said.code == ExitCode.FAILED
+    assert [line.partition("  ")[2] for line in said.lines] == [
+        "other bytes: deep/er/notes.txt",
+        "missing, not readable, or of another size: model.bin",
+    ]
+    assert "2 of 3 files are damaged" in said.words
+
+
 def test_through_the_cache(kara: Kara, tmp_path: Path) -> None:
     (tmp_path / "db").mkdir()
     with LocalCluster(1, mounts={"data": f"file://{tmp_path}/db"}, directory=tmp_path / "cluster") as cluster:

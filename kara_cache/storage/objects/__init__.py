@@ -19,7 +19,7 @@ from kara_cache.storage.objects.save import hash_tree, upload_blobs
 from kara_cache.storage.objects.source_tree import source_tree
 from kara_cache.storage.objects.target_tree import TargetTree
 from kara_cache.storage.objects.transfer_pool import TransferPool
-from kara_cache.storage.objects.verify import Problem, Verdict, verify_tree
+from kara_cache.storage.objects.verify import Problem, Verdict, verify_local, verify_tree
 from kara_cache.storage.versions import Versions
 
 __all__ = [
@@ -138,13 +138,23 @@ def verify_directory(
     key: str,
     version: object = "latest",
     *,
+    local_path: str | os.PathLike[str] | None = None,
     progress_bar: bool = True,
     threads: int | None = None,
 ) -> Verdict:
-    """Reads every blob of a version. Raises NoSuchVersion, and FormatError for a damaged version file."""
+    """Reads every blob of a version, or with `local_path` the files of that directory, and compares digests.
+
+    Raises NoSuchVersion, and FormatError for a damaged version file.
+    """
     catalog = Catalog(location, namespace, key)
     name = catalog.find(version)
     tree = catalog.tree(name)
+    if local_path is not None:
+        target = TargetTree(local_path)
+        with Bar("Verifying", tree.size, shown=progress_bar) as bar:
+            return verify_local(
+                target, name, tree, TransferPool(threads or _LOCAL_READS, _BUDGET_BYTES), bar=bar
+            )
     with Bar("Verifying", sum(blob.size for blob in tree.blobs), shown=progress_bar) as bar:
         return verify_tree(
             BlobStore(location, namespace, key), name, tree, _reading(location, threads), bar=bar

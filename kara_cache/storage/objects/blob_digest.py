@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 from kara_cache.storage.objects.object_tree import Blob
+from kara_cache.storage.objects.transfer_pool import TransferPool
 
 CHUNK_BYTES = 1 << 20  # stays in the CPU's cache while both digests go over it
 
@@ -28,6 +30,16 @@ class BlobDigest:
     def blob(self) -> Blob:
         """Of everything so far."""
         return Blob(self._md5.hexdigest(), self._sha1.hexdigest(), self._size)
+
+
+def digest_of(descriptor: int, pool: TransferPool) -> Blob:
+    """Of all bytes of an open file."""
+    digest, buffer, position = BlobDigest(), memoryview(bytearray(CHUNK_BYTES)), 0
+    while count := os.preadv(descriptor, [buffer], position):
+        pool.check_running()
+        digest.update(buffer[:count])
+        position += count
+    return digest.blob()
 
 
 def blob_of(data: bytes | bytearray | memoryview) -> Blob:

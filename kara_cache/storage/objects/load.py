@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 
-from kara_cache.storage.objects.blob_digest import BlobDigest
+from kara_cache.storage.objects.blob_digest import digest_of
 from kara_cache.storage.objects.blob_store import BlobStore
 from kara_cache.storage.objects.object_tree import Blob, FileEntry, ObjectTree
 from kara_cache.storage.objects.partial_blob import PART_BYTES, PartialBlob, write_all
@@ -77,7 +77,7 @@ class _Load:
         descriptor = self._target.open_existing(file)
         if descriptor is not None:
             try:
-                if self._is_right(descriptor, file.blob):
+                if digest_of(descriptor, self._pool) == file.blob:
                     stamp(descriptor, file)
                     self._bar.update(file.blob.size)
                     return
@@ -85,14 +85,6 @@ class _Load:
                 os.close(descriptor)
         with self._lock:
             self._wanted.setdefault(file.blob, []).append(file)
-
-    def _is_right(self, descriptor: int, blob: Blob) -> bool:
-        digest, buffer = BlobDigest(), self._buffer(PART_BYTES)
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            while count := file.readinto(buffer):
-                self._pool.check_running()
-                digest.update(buffer[:count])
-        return digest.blob() == blob
 
     def _check_space(self, wanted: _Wanted) -> None:
         files = [file for group in wanted.values() for file in group]

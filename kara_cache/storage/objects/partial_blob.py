@@ -17,7 +17,7 @@ import os
 import struct
 import threading
 
-from kara_cache.storage.objects.blob_digest import CHUNK_BYTES, BlobDigest
+from kara_cache.storage.objects.blob_digest import digest_of
 from kara_cache.storage.objects.object_tree import Blob
 from kara_cache.storage.objects.transfer_pool import TransferPool
 from kara_cache.storage.objects.work_directory import WorkDirectory
@@ -63,14 +63,7 @@ class PartialBlob:
 
     def digest(self, pool: TransferPool) -> Blob:
         """Of what is in the file."""
-        digest = BlobDigest()
-        buffer = bytearray(CHUNK_BYTES)
-        position = 0
-        while count := os.preadv(self.descriptor, [buffer], position):
-            pool.check_running()
-            digest.update(memoryview(buffer)[:count])
-            position += count
-        return digest.blob()
+        return digest_of(self.descriptor, pool)
 
     def start_over(self) -> None:
         """Forgets every part."""
