@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import services
+from private_home import private_home
 
 from kara_cache import KaraStorage
 from kara_cache.errors import FormatError, UnderStoreError
@@ -332,3 +333,23 @@ def test_a_worker_that_dies_costs_no_row(tmp_path: Path) -> None:
                 running.workers[0].kill()
                 assert list(dataset) == ROWS
                 assert dataset.read_batch(range(599, 0, -7)) == ROWS[599:0:-7]
+
+
+def test_with_nothing_configured(tmp_path: Path, oss: OssServer, oss_place: Place) -> None:
+    """`kara::` starts this user's private worker, and the next process reads from its pages."""
+    with oss_place.storage() as storage:
+        write(storage, ROWS)
+    code = f"""
+from kara_cache import KaraStorage
+with KaraStorage("kara::{oss_place.url}", **{oss_place.options!r}) as storage:
+    rows = list(storage.open("ns/a", "k"))
+    print(len(rows), rows[-1]["id"])
+"""
+    (tmp_path / "home").mkdir()
+    with private_home(tmp_path / "home") as home:
+        assert home.run(code).split() == ["600", "599"]
+        assert home.starts() == 1
+        oss.requests.clear()
+        assert home.run(code).split() == ["600", "599"]
+        assert oss.requests.data_gets() == []
+        assert home.starts() == 1

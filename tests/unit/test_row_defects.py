@@ -21,6 +21,7 @@ from kara_cache.storage.location import open_location
 from kara_cache.storage.rows.row_dataset import RowDataset
 from kara_cache.storage.versions import publish_version, read_meta
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 RAW = {"serialization": NoSerializer()}
 
 
@@ -154,7 +155,6 @@ def _tell(dataset: RowDataset) -> tuple[int, int]:
     return dataset.tell(), dataset.size()
 
 
-@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_9_tell_in_another_process(storage: KaraStorage) -> None:
     write(storage, [1, 2])
     with storage.open("ns", "k") as dataset, multiprocessing.get_context("fork").Pool(1) as pool:

@@ -264,6 +264,7 @@ def test_a_second_writer_is_told_who_is_first(storage: KaraStorage) -> None:
     assert read(storage) == [b"a", b"b"]
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_forked_child_writes_nothing_and_holds_nothing(storage: KaraStorage) -> None:
     dataset = storage.open("ns", "k", "w", "1", **RAW)
     dataset.write(b"parent")
