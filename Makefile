@@ -43,6 +43,13 @@ bench: $(VENV)/.dev programs ## side by side with peers, prints ratios
 bench-rows: $(VENV)/.all programs ## rows beside LMDB, array_record, litdata, MosaicML streaming and kara-storage
 	@$(BIN)/python -m benchmarks.rows $(ARGS)
 
+docs: $(VENV)/.all ## the documentation as a site in build/site; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+sbom: $(VENV)/.dev ## what the image installs, as CycloneDX: build/sbom.json
+	@$(call PIP,$(VENV)) install cyclonedx-bom
+	@mkdir -p build; $(BIN)/cyclonedx-py requirements deploy/requirements.txt --output-reproducible -o build/sbom.json
+
 venv: $(VENV)/.dev ## .venv with the project (editable) and its tools
 
 venv-all: $(VENV)/.all ## and what tests can use beyond that: torch, pandas, duckdb, a second etcd, an S3 server
