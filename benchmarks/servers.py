@@ -21,7 +21,7 @@ http {{
   keepalive_requests 100000000; keepalive_timeout 600s; open_file_cache max=4096 inactive=600s;
   client_body_temp_path {home}/b; proxy_temp_path {home}/p; fastcgi_temp_path {home}/f;
   uwsgi_temp_path {home}/u; scgi_temp_path {home}/s;
-  server {{ listen 127.0.0.1:{port}; root {root}; autoindex on; limit_rate {rate}; }}
+  server {{ listen 127.0.0.1:{port}; root {root}; autoindex on; }}
 }}
 """
 
@@ -37,18 +37,15 @@ class Server:
 
 
 @contextlib.contextmanager
-def nginx(root: Path, home: Path, *, bytes_per_s: int = 0) -> Iterator[Server]:
-    """One process, sendfile, an open-file cache, no access log: nginx at its fastest for static files.
-
-    `bytes_per_s` is what each connection gets at most; 0 is no limit.
-    """
+def nginx(root: Path, home: Path) -> Iterator[Server]:
+    """One process, sendfile, an open-file cache, no access log: nginx at its fastest for static files."""
     program = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
     if program is None:
         raise SystemExit("nginx is needed: apt-get install nginx")
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
     config = home / "nginx.conf"
-    config.write_text(_NGINX.format(home=home, root=root, port=port, rate=bytes_per_s))
+    config.write_text(_NGINX.format(home=home, root=root, port=port))
     command = [program, "-c", str(config), "-e", str(home / "error.log")]
     with _running(command, port) as server:
         yield server
