@@ -21,6 +21,7 @@ from kara_worker.testing.oss_server import OssServer
 
 pytestmark = [
     pytest.mark.fault,
+    pytest.mark.timeout(600),  # a process for each trial, on a machine that may be busy
     pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning"),
 ]
 CHILD = Path(__file__).with_name("object_child.py")
@@ -140,13 +141,13 @@ def test_killed_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_saves_killed_at_each_change(tmp_path: Path) -> None:
     save_trials(tmp_path, trials=1000, seed=3)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_loads_killed_at_each_change(tmp_path: Path) -> None:
     load_trials(tmp_path, trials=1000, seed=4)
 
@@ -189,7 +190,7 @@ def test_killed_between_calls_of_an_object_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_killed_before_each_call_of_an_object_store(tmp_path: Path) -> None:
     oss_trials(tmp_path, trials=1000, seed=6)
 
