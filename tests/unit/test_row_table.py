@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import subprocess
 import sys
 import threading
@@ -402,3 +403,47 @@ forgets()
     for place in places:
         with kv.open_table(place) as table:
             assert list(table) == [{"i": 1}]
+
+
+def test_threads_share_a_table_whose_map_grows(tmp_path: Path) -> None:
+    """Each counts in rows that leave and come back, while others append, iterate and write batches."""
+    counted = [0] * 20
+    locks = [threading.Lock() for _ in counted]
+    wrong: list[BaseException] = []
+
+    def work(table: kv.RowTable, seed: int) -> None:
+        rng = random.Random(seed)
+        for step in range(80):
+            number, what = rng.randrange(len(counted)), rng.random()
+            if what < 0.6:
+                with locks[number]:
+                    table[f"c{number}"]["n"] += 1
+                    counted[number] += 1
+            elif what < 0.75:
+                table.append({"pad": "x" * rng.randrange(40_000)}, f"a{seed}.{step}")
+            elif what < 0.85:
+                with table.batch():
+                    table.append({}, f"b{seed}.{step}")
+            elif what < 0.9:
+                table.flush()
+            else:
+                assert sum(1 for _ in table) >= len(counted)
+
+    def watched(table: kv.RowTable, seed: int) -> None:
+        try:
+            work(table, seed)
+        except BaseException as exc:
+            wrong.append(exc)
+
+    path = tmp_path / "db"
+    with kv.open_table(path, "new", pool_size=6, map_bytes=1 << 20, sync=False) as table:
+        table.update((f"c{number}", {"n": 0}) for number in range(len(counted)))
+        threads = [threading.Thread(target=watched, args=(table, seed)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert not wrong
+        assert table.db.environment.map_bytes > 1 << 20
+    with kv.open_table(path) as table:
+        assert [table[f"c{number}"]["n"] for number in range(len(counted))] == counted

@@ -421,9 +421,9 @@ class RowTable:
 
     def _make_room(self) -> None:
         """Rows leave, after those that changed are written. Put off while somebody else writes."""
-        if not self._pool.is_full:
-            return
         with self._lock:
+            if not self._pool.is_full:
+                return
             leaving = self._pool.leaving()
             changed = self._pool.changed(self.serialization, leaving)
             written: list[ChangedRow] = []
