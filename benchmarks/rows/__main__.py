@@ -13,7 +13,7 @@ from time import monotonic
 from benchmarks import machine
 from benchmarks.rows import cluster, local, report
 from benchmarks.rows.columns import COLUMNS
-from benchmarks.rows.generate import FULL_ROWS, Rows, generate
+from benchmarks.rows.generate import FULL_ROWS, generate
 from benchmarks.rows.peers import LMDB, OURS, PEERS
 from benchmarks.rows.results import Results
 
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="kara-rows-", dir=options.home) as directory:
         home = Path(directory)
         rows = generate(home / "generated", count)
-        results, through, facts = Results(), None, _facts(rows)
+        results, through, facts = Results(), None, _facts(options.nice)
         until = monotonic() + options.minutes * 60
         with local.contest(rows, home, results, options.only or [], options.nice) as contest:
             rounds = local.run(contest, rounds, options.column or [], until)
@@ -49,12 +49,13 @@ def main(arguments: list[str]) -> int:
     return 0 if all(results.controls.values()) else 1
 
 
-def _facts(rows: Rows) -> dict[str, str]:
+def _facts(nice: int) -> dict[str, str]:
     found = machine.facts()
     wanted = ("processor", "kernel", "python", "packages")
     facts = {name: found[name] for name in wanted}
     facts["peers"] = ", ".join(f"{p.name} ({', '.join(p.requirements)})" for p in PEERS if p.requirements)
     facts["files"] = "on the disk of the temporary directory, in the kernel's memory while they are read"
+    facts["priority"] = f"nice {nice}, of everything that was measured, against others on the machine"
     return facts
 
 

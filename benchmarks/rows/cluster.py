@@ -19,6 +19,7 @@ from benchmarks.rows.columns import READS, Column
 from benchmarks.rows.format_process import FormatProcess, MeasureError
 from benchmarks.rows.local import Contest, best_of, warm
 from benchmarks.rows.results import Results
+from benchmarks.rows.why import CLUSTER
 from kara_cache.ufs import open_store
 from kara_worker.testing.cluster import LocalCluster
 from kara_worker.testing.etcd_server import EtcdServer
@@ -66,6 +67,9 @@ class ClusterResults:
         lines += [
             f"first epoch, **{self.later_gets}** in all later ones; {self.later_requests} others, at opening."
         ]
+        ratios = [self.results.ratios(name, DISK, _TARGETS[0]) for name in (SAME_HOST, NETWORK)]
+        if any(found and statistics.median(found) < WANTED for found in ratios):
+            lines += ["", CLUSTER]
         lines += [
             f"- {name}, {column}: {why}"
             for name, columns in self.results.failed.items()
