@@ -384,6 +384,7 @@ def test_ray(place: AlluxioPlace, dataset: str, tmp_path: Path) -> None:
         "HOME": str(tmp_path),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "worker")]),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "200",  # its own 30 are too few on a busy machine
         "AWS_ACCESS_KEY_ID": "contract-key",
         "AWS_SECRET_ACCESS_KEY": "alluxio-documents",
     }
