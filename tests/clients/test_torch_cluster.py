@@ -122,7 +122,7 @@ def test_epochs_of_rows(place: Place, rows: Any, method: str) -> None:
         num_workers=2,
         collate_fn=as_it_is,
         multiprocessing_context=method,
-        timeout=60,
+        timeout=300,
     )
     assert flat(loader) == wanted()
     before = place.gets()

@@ -19,6 +19,7 @@ from kara_cache.torch import ObjectMap, ResumableLoader, RowBatches, RowStream  
 
 pytestmark = [
     pytest.mark.clients,
+    pytest.mark.timeout(400),  # workers that are spawned load torch, each for itself
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
 ]
 FILES = 60
@@ -103,7 +104,7 @@ def test_loaders(images: ObjectMap, method: str) -> None:
         "num_workers": 2,
         "collate_fn": as_it_is,
         "multiprocessing_context": method,
-        "timeout": 60,
+        "timeout": 300,
     }
     loader = ResumableLoader(images, batches, **options)
     got = [item for batch in islice(loader, 3) for item in batch]

@@ -15,7 +15,7 @@ from services import require_module
 
 torch = require_module("torch")
 
-from kara_cache.torch.row_prefetch import FIRST_ROWS, MOST_ROWS, RowPrefetch, size_of  # noqa: E402
+from kara_cache.torch.row_prefetch import FIRST_ROWS, MOST_ROWS, RowPrefetch, _Queue, size_of  # noqa: E402
 from kara_cache.torch.rows import MemoryRows  # noqa: E402
 
 pytestmark = pytest.mark.clients
@@ -78,6 +78,17 @@ def test_the_bound() -> None:
     assert part - 2 <= max(rows.batches) <= part
     assert most * size <= limit + limit // 4  # one part is in use
     assert used == 20_000
+
+
+def test_what_was_taken_makes_room() -> None:
+    queue = _Queue(100)
+    queue.put([1], 60)
+    assert queue.get() == [1]
+    queue.put([2], 60)
+    waiting = threading.Thread(target=queue.wait_for_room, args=(40,), daemon=True)
+    waiting.start()
+    waiting.join(WAIT_S)
+    assert not waiting.is_alive()
 
 
 def test_small_rows_are_read_by_the_thousand_and_large_ones_one_by_one() -> None:

@@ -23,6 +23,7 @@ from kara_cache.torch import MemoryRows, PublishedOrder, make_torch_dataset  # n
 
 pytestmark = [
     pytest.mark.clients,
+    pytest.mark.timeout(400),  # workers that are spawned load torch, each for itself
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*suggested max number of worker:UserWarning"),
 ]
@@ -200,7 +201,7 @@ def test_loader_workers(method: str, workers: int) -> None:
     first = [row for batch in loader() for row in batch]
     assert sorted(first) == list(range(60))
     data.batch_size = 8
-    persistent = loader(persistent_workers=True, timeout=60)
+    persistent = loader(persistent_workers=True, timeout=300)
     for epoch in (0, 5):
         data.set_epoch(epoch)
         assert [row for batch in persistent for row in batch] == list(data)

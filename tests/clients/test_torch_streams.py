@@ -30,6 +30,7 @@ from kara_cache.torch.epoch_cursor import EpochPart  # noqa: E402
 
 pytestmark = [
     pytest.mark.clients,
+    pytest.mark.timeout(400),  # workers that are spawned load torch, each for itself
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*suggested max number of worker:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*set_vital.*:UserWarning"),  # torchdata 0.11 under torch 2.13
@@ -93,7 +94,7 @@ def test_the_order_does_not_depend_on_workers(workers: int) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_every_start_method_and_epochs_of_workers_that_persist(method: str) -> None:
     made = loader(
-        RowStream(ROWS, batch_size=8), 2, multiprocessing_context=method, persistent_workers=True, timeout=60
+        RowStream(ROWS, batch_size=8), 2, multiprocessing_context=method, persistent_workers=True, timeout=300
     )
     for epoch in (0, 4, 4):
         made.set_epoch(epoch)
@@ -171,7 +172,7 @@ def test_an_epoch_over_many_kills_with_real_workers(examples: int) -> None:
                 stream = RowStream(
                     MemoryRows(range(rows)), batch_size=batch_size, rank=rank, world_size=ranks
                 )
-                made = loader(stream, workers, timeout=60 if workers else 0)
+                made = loader(stream, workers, timeout=300 if workers else 0)
                 if state is not None:
                     made.load_state_dict(state)
                 it = iter(made)
