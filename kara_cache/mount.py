@@ -110,9 +110,9 @@ class Mount:
     )  # for the store; secrets by reference
     freshness: Freshness = REVALIDATE
     ttl_s: float | None = None  # pages older than this are dropped; None keeps them until evicted
-    quota_bytes: int | None = None  # most that its pages may take on each worker; None: all there is
     replicas: int = 1  # owners that keep a page; more spread the reads of hot files
     read_only: bool = False  # writes and deletes are refused
+    quota_bytes: int | None = None  # most that its pages may take on each worker; None: all there is
 
     def __post_init__(self) -> None:
         if (
