@@ -254,8 +254,8 @@ class PageCache:
             start = header.page.index * self.page_bytes
             self.pages.put(header, fill.view(start, start + header.length), group=ref.mount.name)
 
-    async def bring(self, ref: FileRef, indices: Sequence[int], threads: Executor) -> tuple[int, int]:
-        """Has pages on SSD for readers to come: (pages, requests to the store) that this call made.
+    async def bring(self, ref: FileRef, indices: Sequence[int], threads: Executor) -> tuple[list[int], int]:
+        """Has pages on SSD for readers to come: (pages that this call fetched, its requests to the store).
 
         `indices` ascend. What others are fetching is waited for, not fetched again. Bounds on memory, threads
         and rates are the caller's; readers' own bounds are not touched. A page may still be missing
@@ -265,14 +265,14 @@ class PageCache:
         file_id, running = ref.file_id, set()
         run: list[int] = []
         own: list[Fill] = []
-        pages = 0
+        pages: list[int] = []
         for index in indices:
             fill = self._fills.get(PageId(file_id, index))
             if fill is not None and fill.error is None:
                 fill.keep = True
                 running.add(fill.task)
             elif not self.pages.contains(PageId(file_id, index)):
-                pages += 1
+                pages.append(index)
                 if run and (index != run[-1] + 1 or len(run) * self.page_bytes >= RUN_BYTES):
                     own.append(self._start_bringing(ref, run, threads))
                     run = []

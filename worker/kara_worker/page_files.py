@@ -184,7 +184,7 @@ class PageFiles:
             return Written.FULL if is_full(exc) else Written.FAILED
         finally:
             if not kept:
-                self._space.release(entry.size)
+                self._space.release(entry.size, entry.group)
         directory.worked()
         return Written.STORED
 

@@ -118,6 +118,7 @@ class PageSpace:
                 return Reservation(Verdict.EVICT if victims else Verdict.FULL, admitted, victims)
             if over <= 0 and not disk_full:
                 self.bytes += size
+                self._count(group, size)
                 return Reservation(Verdict.RESERVED, admitted)
             if not admitted:
                 return Reservation(Verdict.POLICY, admitted)
@@ -131,7 +132,7 @@ class PageSpace:
             new, spare = self._index.add_found(found)
             for page, entry in new:
                 self.bytes += entry.size
-                self._count(entry, 1)
+                self._count(entry.group, entry.size)
                 self._policy.track(page, entry.size, entry.group)
         return spare
 
@@ -139,13 +140,13 @@ class PageSpace:
         """The page is in its place; its bytes were reserved, and it is not in the books yet."""
         with self._lock:
             page = self._index.add(page, entry, path)
-            self._count(entry, 1)
             self._policy.track(page, entry.size, entry.group)
 
-    def release(self, size: int) -> None:
-        """Bytes that are not on disk, or not any more."""
+    def release(self, size: int, group: str = "") -> None:
+        """Bytes that are not on disk, or not any more; of a group, if they were reserved and never added."""
         with self._lock:
             self.bytes -= size
+            self._count(group, -size)
 
     def take(self, page: PageId, reason: str, *, entry: PageEntry | None = None) -> PageEntry | None:
         """The page leaves: unlink it, then `release`. With `entry` only if it still is that one."""
@@ -154,7 +155,7 @@ class PageSpace:
             if known is None or (entry is not None and known is not entry):
                 return None
             self._index.pop(page)
-            self._count(known, -1)
+            self._count(known.group, -known.size)
             self._policy.forget(page)
             closing = self._open.pop(page)
             self._evictions[reason] += 1
@@ -176,9 +177,9 @@ class PageSpace:
         quota = self._quotas.get(group)
         return 0 if quota is None else self._group_bytes[group] + size - quota
 
-    def _count(self, entry: PageEntry, sign: int) -> None:
-        if entry.group in self._quotas:
-            self._group_bytes[entry.group] += sign * entry.size
+    def _count(self, group: str, size: int) -> None:
+        if group in self._quotas:
+            self._group_bytes[group] += size
 
     def _next_victim(self, group: str | None) -> PageId | None:
         if group is None or self._by_group is None:
@@ -194,7 +195,7 @@ class PageSpace:
         while need > 0 and len(victims) < limit and (page := self._next_victim(group)) is not None:
             entry = self._index.pop(page)
             assert entry is not None, f"the policy knew {page}, the index did not"
-            self._count(entry, -1)
+            self._count(entry.group, -entry.size)
             victims.append((page, entry))
             closing.append(self._open.pop(page))
             need -= entry.size
@@ -231,7 +232,7 @@ class PageSpace:
                 self._policy.forget(page)
                 entry = self._index.pop(page)
                 assert entry is not None
-                self._count(entry, -1)
+                self._count(entry.group, -entry.size)
                 self.bytes -= entry.size
             if pages:
                 self._evictions["lost"] += len(pages)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kara_cache.errors import CacheError, StaleVersion, UnderStoreError
+from kara_cache.errors import CacheError, StaleVersion, UnderStoreError, WorkerBusy
 from kara_cache.page import PageId
 from kara_cache.ufs.base import FileInfo
 from kara_worker.byte_budget import ByteBudget
@@ -25,6 +26,8 @@ from kara_worker.page_cache import RUN_BYTES, FileRef, PageCache
 log = logging.getLogger(__name__)
 
 _FORGET_AFTER_S = 600.0  # without a batch: its coordinator is gone and nobody took over; chosen by feel
+_ENDED_KEPT = 1000
+_ROOM_S = 0.01
 _LOOK_S = 0.05  # 20 looks a second cost 1 ms of them
 _TURN = 16  # files between two looks at what else the event loop has to do
 _MEMORY_WAIT_S = 3600.0  # what is ahead in the queue may be slow on purpose
@@ -87,10 +90,14 @@ class LoadOwner:
         self._bytes = Throttle(config.load_bandwidth_bytes_per_s)
         self._requests = Throttle(config.load_requests_per_s)
         self._threads = ThreadPoolExecutor(config.load_threads, thread_name_prefix="load")
+        self._promised = 0  # bytes that are being fetched
         self._visits: dict[str, Visit] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()  # the last ones
 
     async def run(self, batch: Batch) -> Outcome:
-        """Does it and tells; CancelledError when the job is ended meanwhile."""
+        """Does it and tells. CancelledError when the job is ended meanwhile, WorkerBusy when it had been."""
+        if batch.job in self._ended:
+            raise WorkerBusy(f"load job {batch.job} was ended")  # this batch was still on its way
         visit = self._visit(batch)
         task = asyncio.get_running_loop().create_task(self._run(batch, visit))
         visit.running.add(task)
@@ -102,6 +109,12 @@ class LoadOwner:
 
     def end(self, job: str) -> None:
         """The job is over, whatever came of it: nothing more is fetched, its pages are like any others."""
+        self._ended[job] = None
+        if len(self._ended) > _ENDED_KEPT:
+            self._ended.popitem(last=False)
+        self._forget(job)
+
+    def _forget(self, job: str) -> None:
         visit = self._visits.pop(job, None)
         if visit is None:
             return
@@ -125,7 +138,7 @@ class LoadOwner:
         for job, visit in list(self._visits.items()):
             if not visit.running and now - visit.seen > _FORGET_AFTER_S:
                 log.info("load job %s: nothing heard for %g s", job, _FORGET_AFTER_S)
-                self.end(job)
+                self._forget(job)
 
     def close(self) -> None:
         for job in list(self._visits):
@@ -233,13 +246,26 @@ class LoadOwner:
         async with self._gate:
             await self._memory.acquire(size, _MEMORY_WAIT_S)
             try:
-                # with all that is on its way
-                if not self._cache.pages.has_room(self._memory.used, group=run.ref.mount.name):
+                if not await self._room_for(size, run.ref.mount.name):
                     return before, int(bool(before))
-                _, requests = await self._cache.bring(run.ref, missing, self._threads)
+                self._promised += size
+                try:
+                    fetched, requests = await self._cache.bring(run.ref, missing, self._threads)
+                finally:
+                    self._promised -= size
             finally:
                 self._memory.release(size)
-        return before + missing, requests + int(bool(before))
+        return before + fetched, requests + int(bool(before))
+
+    async def _room_for(self, size: int, mount: str) -> bool:
+        """Whether there is room beside what others are fetching, which may be counted twice for a moment:
+        on its way and there already. Then it waits for them."""
+        pages = self._cache.pages
+        while not pages.has_room(self._promised + size, group=mount):
+            if not self._promised or not pages.has_room(size, group=mount):
+                return False
+            await asyncio.sleep(_ROOM_S)
+        return True
 
     def _filled_since(self, batch: Batch, run: Run) -> list[int]:
         """On a disk thread: pages filled since the job began; older ones are dropped where it insists."""
