@@ -27,17 +27,20 @@ class CacheWriter:
     def __init__(self, send: Callable[[IO[bytes], int], FileInfo]) -> None:
         self._send = send
         self._spool: IO[bytes] | None = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
+        self._written: FileInfo | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         return self._open_spool().write(data)
 
     def commit(self) -> FileInfo:
         """Sends everything. Raises what the store says; then nothing of it is visible."""
-        spool = self._open_spool()
-        try:
-            return self._send(spool, spool.seek(0, io.SEEK_END))
-        finally:
-            self.abort()
+        if self._written is None:
+            spool = self._open_spool()
+            try:
+                self._written = self._send(spool, spool.seek(0, io.SEEK_END))
+            finally:
+                self.abort()
+        return self._written
 
     def abort(self) -> None:
         """Idempotent; does nothing after `commit`."""
@@ -54,6 +57,8 @@ class CacheWriter:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if exc_type is None and self._spool is not None:
+            self.commit()
         self.abort()
 
     def _open_spool(self) -> IO[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -65,20 +65,30 @@ def test_what_was_written_is_read(pair: Pair, connect: Connect, size: int) -> No
     assert client.read(client.info(PATH), 0, size + 1) == data
 
 
-def test_nothing_is_sent_before_commit_and_nothing_without_it(pair: Pair, connect: Connect) -> None:
+def test_nothing_is_sent_before_the_end_of_a_block_and_nothing_after_an_exception(
+    pair: Pair, connect: Connect
+) -> None:
     client = connect()
-    with client.open_writer(PATH) as writer:
+    with suppress(KeyError), client.open_writer(PATH) as writer:
         writer.write(b"abc")
-        assert pair.first.count("PUT", "/file") == 0
+        raise KeyError
     assert pair.first.count("PUT", "/file") == 0
     with pytest.raises(ValueError, match="committed or aborted"):
         writer.write(b"d")
     with client.open_writer(PATH) as writer:
         writer.write(bytearray(b"abc"))
+        assert pair.first.count("PUT", "/file") == 0
         writer.write(memoryview(b"def"))
-        assert writer.commit().size == 6
+        assert writer.commit().size == writer.commit().size == 6
         writer.abort()
     assert pair.first.files[PATH].data == b"abcdef"
+    with client.open_writer(PATH) as writer:
+        writer.write(b"xyz")
+    assert pair.first.files[PATH].data == b"xyz"
+    with client.open_writer(PATH) as writer:
+        writer.write(b"never")
+        writer.abort()
+    assert pair.first.files[PATH].data == b"xyz"
 
 
 def _take_then_reset(answer: Answer) -> None:
