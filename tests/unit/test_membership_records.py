@@ -46,6 +46,7 @@ infos = st.builds(
     state=st.sampled_from([MemberState.ACTIVE, MemberState.DRAINING]),
     admin_port=st.integers(0, 65535),
     software=st.text(),
+    alluxio_ports=st.tuples(*[st.integers(0, 65535)] * 3),
 )
 
 
@@ -77,6 +78,7 @@ def test_the_value_is_what_alluxio_clients_read() -> None:
         "instance": "i-1",
         "directory": "d-1",
         "passive_since": 0.0,
+        "alluxio_ports": [0, 0, 0],
     }
 
 
