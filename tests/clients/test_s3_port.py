@@ -414,7 +414,7 @@ print(json.dumps(kinds))
 
 
 def test_s3torchconnector(buckets: Buckets) -> None:
-    python = published.python_with("s3torchconnector==1.5.0", "numpy<2.3")
+    python = published.python_with("s3torchconnector==1.5.0", "torch==2.13.0", "numpy<2.3")
     assert run(python, TORCH, buckets) == [expected(), expected()]
 
 
@@ -434,7 +434,7 @@ with checkpoint.reader("s3://data/made/checkpoint") as reader:
 @pytest.mark.slow
 def test_a_checkpoint_of_s3torchconnector(buckets: Buckets) -> None:
     """Written by the AWS runtime: parts as it frames and checks them."""
-    python = published.python_with("s3torchconnector==1.5.0", "numpy<2.3")
+    python = published.python_with("s3torchconnector==1.5.0", "torch==2.13.0", "numpy<2.3")
     keys = {"AWS_ACCESS_KEY_ID": WRITER[0], "AWS_SECRET_ACCESS_KEY": WRITER[1]}
     assert run(python, CHECKPOINT, buckets, **keys) is True
     assert (buckets.disk / "made" / "checkpoint").read_bytes() == random.Random(8).randbytes(19 << 20)
