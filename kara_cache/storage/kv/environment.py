@@ -14,31 +14,24 @@ its calls, and begins anew at its next one. All are suspended before the map cha
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import lmdb
 
 from kara_cache.errors import KaraError
-from kara_cache.storage.kv.failures import has_no_addresses, may_not_lock, translated
+from kara_cache.storage.kv.failures import translated
 from kara_cache.storage.kv.files import DatabaseFiles
 from kara_cache.storage.kv.forks import forks
-from kara_cache.storage.kv.reader import Lmdb, LocalReader, MapChanged, Reader
+from kara_cache.storage.kv.opening import MAX_READERS, MAX_TABLES, SMALLEST_MAP_BYTES, opened
+from kara_cache.storage.kv.reader import Lmdb, MapChanged, Reader
+from kara_cache.storage.kv.readers import Readers
 from kara_cache.storage.kv.writer_lock import WriterLock
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_MAP_BYTES = 1 << 40
 """Only addresses, no memory and no disk: what lmdb's own documentation suggests for 64 bits."""
-SMALLEST_MAP_BYTES = 1 << 20
-MAX_TABLES = 126
-MAX_READERS = 1024  # read transactions over all processes; 64 bytes each in the lock file
-_FORK_WAIT_S = 10.0
 _PAGE_BYTES = 64 << 10  # the largest that LMDB uses, on systems with pages of that size
 _TABLE_RECORD_BYTES = 48  # mdb.c struct MDB_db, the value under a table's name
 
@@ -77,9 +70,7 @@ class Environment:
         self._handle: Lmdb | None = None
         self._tables: dict[str | None, Lmdb] = {}
         self._opening = threading.RLock()  # guards _handle, _tables, _map_bytes, generation
-        self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()  # guarded by _registry
-        self._registry = threading.Lock()
-        self._local = threading.local()
+        self._readers = Readers()
         self.writer_lock = WriterLock(self.files.writer_lock, timeout_s=self._lock_timeout_s)
         self.generation = 0  # of the map
 
@@ -108,42 +99,10 @@ class Environment:
                 if self._closed:
                     raise ValueError(f"{self.files.path}: the database is closed")
                 if self._handle is None:
-                    self._handle = self._open()
+                    self._handle = opened(
+                        self.files, readonly=self.readonly, sync=self._sync, map_bytes=self._map_bytes
+                    )
         return self._handle
-
-    def _open(self) -> Lmdb:
-        size = self._map_bytes
-        while True:
-            try:
-                opened = self._open_with(size)
-                opened.reader_check()  # frees the slots of processes that died
-                return opened
-            except (lmdb.Error, MemoryError) as exc:  # noqa: PERF203 - few times, when opened
-                # An address space that is limited (ulimit -v): a smaller map, which grows as far as it can.
-                if size <= 64 * SMALLEST_MAP_BYTES or not has_no_addresses(exc):
-                    raise self.failure("open", exc) from exc
-                size //= 2
-
-    def _open_with(self, size: int) -> Lmdb:
-        options: dict[str, Any] = {
-            "map_size": size,
-            "subdir": not self.files.single,
-            "readonly": self.readonly,
-            "sync": self._sync,
-            "mode": 0o775,
-            "create": False,
-            "max_readers": MAX_READERS,
-            "max_dbs": MAX_TABLES,
-            "max_spare_txns": 0,  # a spare one keeps a slot, which a forked child would end
-        }
-        try:
-            return lmdb.open(os.fspath(self.files.path), **options)
-        except (lmdb.ReadonlyError, lmdb.LockError, PermissionError, lmdb.Error) as exc:
-            if not (self.readonly and may_not_lock(exc, self.files)):
-                raise
-        # Data that cannot be written by us, for instance a published read-only mount: nobody changes it.
-        logger.info("%s: no right to write the lock file, read without a lock", self.files.path)
-        return lmdb.open(os.fspath(self.files.path), lock=False, **options)
 
     def table(self, name: str | None) -> Lmdb:
         """The handle of a named database, or of the unnamed one. Raises KeyError where there is none.
@@ -216,7 +175,7 @@ class Environment:
                 key = None if name is None else name.encode()
                 transaction = self._begin(write=True) if writes else None
                 try:
-                    opened = self.handle().open_db(key, txn=transaction, create=create)
+                    table = self.handle().open_db(key, txn=transaction, create=create)
                     if transaction is not None:
                         transaction.commit()
                 except lmdb.Error as exc:
@@ -227,8 +186,8 @@ class Environment:
                             f"{self.files.path}: {MAX_TABLES} tables are the most there can be"
                         ) from exc
                     raise self.failure(f"table {name!r}", exc) from exc
-                self._tables[name] = opened
-                return opened
+                self._tables[name] = table
+                return table
         finally:
             if writes:
                 self.writer_lock.release()
@@ -250,8 +209,7 @@ class Environment:
     # -- readers
 
     def register(self, reader: Reader) -> None:
-        with self._registry:
-            self._readers.add(reader)
+        self._readers.register(reader)
 
     def begin_read(self) -> Lmdb:
         """A read transaction; the caller is a registered `Reader` and holds its lock.
@@ -277,7 +235,8 @@ class Environment:
     @contextmanager
     def read(self) -> Iterator[Lmdb]:
         """A snapshot for one short piece of work of this thread; nested, the same one."""
-        reader = self._local_reader()
+        self.handle()  # in a forked child this is what replaces _readers
+        reader = self._readers.local()
         if reader.transaction is not None:
             yield reader.transaction
             return
@@ -292,14 +251,6 @@ class Environment:
                 return
             except MapChanged as changed:  # noqa: PERF203 - the loop is there for it
                 self.adopt(changed.generation)
-
-    def _local_reader(self) -> LocalReader:
-        self.handle()  # in a forked child this is what replaces _local
-        reader: LocalReader | None = getattr(self._local, "reader", None)
-        if reader is None:
-            reader = self._local.reader = LocalReader()
-            self.register(reader)
-        return reader
 
     # -- the map
 
@@ -330,7 +281,7 @@ class Environment:
         return int(self.handle().info()["map_size"])
 
     def _resize(self, size: int) -> None:
-        with self._all_suspended():
+        with self._readers.suspended():
             try:
                 self.handle().set_mapsize(size)
             except (lmdb.Error, MemoryError) as exc:
@@ -340,24 +291,8 @@ class Environment:
 
     def abort(self, transaction: Lmdb) -> None:
         """Ends a write transaction. lmdb waits until nobody calls it, so readers have to pause."""
-        with self._all_paused():
+        with self._readers.paused():
             transaction.abort()
-
-    @contextmanager
-    def _all_paused(self) -> Iterator[list[Reader]]:
-        with ExitStack() as held:
-            held.enter_context(self._registry)  # no new readers meanwhile
-            readers = list(self._readers)
-            for reader in readers:
-                held.enter_context(reader.lock)
-            yield readers
-
-    @contextmanager
-    def _all_suspended(self) -> Iterator[None]:
-        with self._all_paused() as readers:
-            for reader in readers:
-                reader.suspend()
-            yield
 
     # -- fork and end
 
@@ -365,15 +300,7 @@ class Environment:
         """Suspends all readers and returns the locks that keep them so until the fork is done."""
         if self._handle is None or self._pid != os.getpid():
             return []
-        held: list[threading.Lock] = []
-        if not self._registry.acquire(timeout=_FORK_WAIT_S):
-            return held
-        held.append(self._registry)
-        for reader in list(self._readers):
-            if reader.lock.acquire(timeout=_FORK_WAIT_S):
-                held.append(reader.lock)
-                reader.suspend()
-        return held
+        return self._readers.suspend_for_fork()
 
     def _leave_inherited(self) -> None:
         handle, writing = self._handle, self.writer_lock.is_held
@@ -399,7 +326,7 @@ class Environment:
         with self._opening:
             self._closed = True
             handle, self._handle = self._handle, None
-            with self._all_suspended():
+            with self._readers.suspended():
                 self._tables.clear()
                 if handle is not None:
                     handle.close()
@@ -408,7 +335,7 @@ class Environment:
     @contextmanager
     def shut(self) -> Iterator[None]:
         """Closed for the time of the block, readers too, to exchange its files; then opened again."""
-        with self._opening, self._all_suspended():
+        with self._opening, self._readers.suspended():
             handle, self._handle = self._handle, None
             self._tables.clear()
             if handle is not None:

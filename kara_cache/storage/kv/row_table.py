@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import islice
 from types import TracebackType
 from typing import Any
 
-from kara_cache.checksum import checksum
 from kara_cache.serialization import JSONSerializer, Serializer
 from kara_cache.storage.kv.database import DB
-from kara_cache.storage.kv.row_places import (
-    Where,
-    insertion_at,
-    is_position,
-    number_at,
-    number_of_key,
-    numbers_of,
-)
-from kara_cache.storage.kv.row_pool import ChangedRow, RowPool, is_atom
-from kara_cache.storage.kv.stored_rows import StoredRows, key_record
+from kara_cache.storage.kv.row_form import KeyOf, RowForm, WrittenRow
+from kara_cache.storage.kv.row_places import Where, is_position, number_at, number_of_key, numbers_of
+from kara_cache.storage.kv.stored_rows import StoredRows
+from kara_cache.storage.kv.table_pool import OUTDATED, TablePool
 from kara_cache.storage.kv.table_sessions import TableSessions
 
 DEFAULT_NAME = "rows"
@@ -29,9 +21,6 @@ POOL_ROWS = 1000  # what the table that this one succeeds kept
 _CHUNK_ROWS = 1000  # of one transaction of `extend` and `update`
 _CHUNK_BYTES = 32 << 20
 _READ_ROWS = 64  # that iteration reads at once
-_MISSING: Any = object()
-
-KeyOf = str | Callable[[Any], str]
 
 
 class RowTable:
@@ -79,7 +68,7 @@ class RowTable:
         self.name = db.table(name)
         self.serialization = JSONSerializer() if serialization is None else serialization
         self._pool_size = pool_size
-        self._key = key
+        self._form = RowForm(self.name, self.serialization, key)
         self._sessions = TableSessions(db, self.name, type(self.serialization).__name__)
         self._begin_life()
         with self._sessions.read():
@@ -89,9 +78,7 @@ class RowTable:
 
     def _begin_life(self) -> None:
         self._life = self.db.environment.life
-        self._lock = threading.RLock()  # guards _pool and _changes; nobody waits for a writer under it
-        self._pool = RowPool(self._pool_size)
-        self._changes = 0  # that this process made: what was read before one may be outdated
+        self._pool = TablePool(self._sessions, self.serialization, self._pool_size, writable=self.db.writable)
 
     # -- reading
 
@@ -127,7 +114,7 @@ class RowTable:
             return [self._at(index) for index in indices]
         with self._sessions.read() as stored:
             read = [stored.read(number_at(stored, index)) for index in indices]
-        return [self._deserialize(content) for _, content in read]
+        return [self.serialization.deserialize(content) for _, content in read]
 
     def get(self, key: str, default: Any = None) -> Any:
         try:
@@ -158,12 +145,12 @@ class RowTable:
     def items(self) -> Iterator[tuple[str, Any]]:
         for key, content, changes in self._stored_items():
             if not self.db.writable:
-                yield key, self._deserialize(content)
+                yield key, self.serialization.deserialize(content)
                 continue
-            row = self._pooled(key, content, changes)
-            if row is _MISSING:
-                row = self.get(key, _MISSING)
-            if row is not _MISSING:
+            row = self._pool.take_in(key, content, changes)
+            if row is OUTDATED:
+                row = self.get(key, OUTDATED)
+            if row is not OUTDATED:
                 yield key, row
 
     def serialized_items(self) -> Iterator[tuple[str, bytes]]:
@@ -184,15 +171,15 @@ class RowTable:
     def extend(self, rows: Iterable[Any], keys: Iterable[str] | None = None) -> None:
         """Appends the rows. What was written before an error stays."""
         named = ((None, row) for row in rows) if keys is None else zip(keys, rows, strict=True)
-        self._write_many(named, self._append_to)
+        self._write_many(named, self._form.append)
 
     def update(self, rows: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
         """Replaces the rows of these keys, and appends those that are new."""
-        self._write_many(rows.items() if isinstance(rows, Mapping) else rows, self._put_into)
+        self._write_many(rows.items() if isinstance(rows, Mapping) else rows, self._form.put)
 
     def put_records(self, records: Iterable[tuple[str | None, Any]]) -> None:
         """As `update`; those without a key are appended."""
-        self._write_many(records, self._put_into)
+        self._write_many(records, self._form.put)
 
     def __setitem__(self, where: int | str | slice, row: Any) -> None:
         """Replaces a row; under a key that is new, appends it. Rows of a slice are replaced one by one."""
@@ -201,21 +188,18 @@ class RowTable:
             return
         with self._sessions.write() as stored:
             if isinstance(where, str):
-                changed = self._put_into(stored, where, row)
+                changed = self._form.put(stored, where, row)
             else:
                 number = number_at(stored, where)
-                changed = self._replace(stored, number, stored.read(number)[0], row)
-        self._pool_all([changed])
+                changed = self._form.replace(stored, number, stored.read(number)[0], row)
+        self._pool.add([changed])
 
     def __delitem__(self, where: Where) -> None:
         """Deletes the rows that int, str, slice or a list of them names, all or none."""
         with self._sessions.write() as stored:
             numbers = numbers_of(stored, where)
             keys = [stored.remove(number) for number in numbers]
-        with self._lock:
-            self._changes += 1
-            for key in keys:
-                self._pool.drop(key)
+        self._pool.drop(keys)
 
     def pop(self, where: int | str = -1) -> Any:
         row = self[where]
@@ -229,7 +213,7 @@ class RowTable:
             return
         with self.db.transaction(table=self.name) as transaction:
             transaction.clear()
-        self._forget_all()
+        self._pool.clear()
 
     @contextmanager
     def batch(self) -> Iterator[RowTable]:
@@ -240,27 +224,21 @@ class RowTable:
         try:
             with self._sessions.batch() as stored:
                 yield self
-                written = self._write_back(stored)
+                written = self._pool.write_back(stored)
         except BaseException:
-            self._forget_all()
+            self._pool.clear()
             raise
-        self._mark_stored(written)
+        self._pool.mark_stored(written)
 
     def flush(self) -> None:
         """Writes back the rows that were changed in place. Raises what the serializer does for such a row."""
-        if not self.db.writable or self._life != self.db.environment.life:
-            return
-        with self._lock:
-            waiting = bool(self._pool.changed(self.serialization))
-        if waiting:
-            with self._sessions.write() as stored:
-                written = self._write_back(stored)
-            self._mark_stored(written)
+        if self.db.writable and self._life == self.db.environment.life:
+            self._pool.flush()
 
     def reload(self) -> None:
         """Writes back what was changed in place, and forgets all rows: the next access reads them anew."""
         self.flush()
-        self._forget_all()
+        self._pool.clear()
 
     def prune(self) -> None:
         """Rebuilds the order and rewrites the file of the database without free space. See `DB.prune`."""
@@ -287,7 +265,7 @@ class RowTable:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., RowTable], tuple[Any, ...]]:
-        return _rebuilt, (self.db, self.name, self.serialization, self._pool_size, self._key)
+        return _rebuilt, (self.db, self.name, self.serialization, self._pool_size, self._form.key)
 
     def __repr__(self) -> str:
         return f"<RowTable {self.name!r} in {self.db!r}, {len(self._pool)} rows in the pool>"
@@ -297,14 +275,13 @@ class RowTable:
     def _by_key(self, key: str) -> Any:
         while True:
             changes = self._renewed_changes()
-            with self._lock:
-                pooled = self._pool.get(key)
+            pooled = self._pool.get(key)
             if pooled is not None:
                 return pooled.row
             with self._sessions.read() as stored:
                 _, content = stored.read(number_of_key(stored, key))
-            row = self._pooled(key, content, changes)
-            if row is not _MISSING:
+            row = self._pool.take_in(key, content, changes)
+            if row is not OUTDATED:
                 return row
 
     def _at(self, position: Any) -> Any:
@@ -312,63 +289,15 @@ class RowTable:
             changes = self._renewed_changes()
             with self._sessions.read() as stored:
                 key, content = stored.read(number_at(stored, position))
-            row = self._pooled(key, content, changes)
-            if row is not _MISSING:
+            row = self._pool.take_in(key, content, changes)
+            if row is not OUTDATED:
                 return row
-
-    def _pooled(self, key: str, content: bytes, changes: int) -> Any:
-        """The pool's row of the key, or `content` as one; _MISSING where it may be outdated by now."""
-        with self._lock:
-            pooled = self._pool.get(key)
-            if pooled is not None:
-                return pooled.row
-            if changes != self._changes:
-                return _MISSING
-            row = self._deserialize(content)
-            stored = None
-            if self.db.writable and not is_atom(row):
-                # Not of `content`, which may be spelled in another way and would look changed for ever.
-                stored = checksum(self.serialization.serialize(row))
-            self._pool.add(key, row, stored)
-        self._make_room()
-        return row
-
-    def _deserialize(self, content: bytes) -> Any:
-        return self.serialization.deserialize(content)
 
     def _insert(self, position: int | None, row: Any, key: str | None) -> str:
         with self._sessions.write() as stored:
-            added = self._add(stored, position, key, row)
-        self._pool_all([added])
+            added = self._form.insert(stored, position, key, row)
+        self._pool.add([added])
         return added[0]
-
-    def _append_to(self, stored: StoredRows, key: str | None, row: Any) -> _Written:
-        return self._add(stored, None, key, row)
-
-    def _put_into(self, stored: StoredRows, key: str | None, row: Any) -> _Written:
-        number = None if key is None else stored.find(key)
-        if key is None or number is None:
-            return self._add(stored, None, key, row)
-        return self._replace(stored, number, key, row)
-
-    def _add(self, stored: StoredRows, position: int | None, key: str | None, row: Any) -> _Written:
-        if key is None:
-            key = self._key_of(row)
-        if key is None:
-            key = f"#{stored.next_row}"
-            while stored.find(key) is not None:
-                key += "'"
-        elif stored.find(key) is not None:
-            raise ValueError(f"{self.name}: there is a row {key!r} already; table[{key!r}] = row replaces it")
-        content = self.serialization.serialize(row)
-        count = len(stored)
-        stored.insert(count if position is None else insertion_at(position, count), key, content)
-        return key, row, content
-
-    def _replace(self, stored: StoredRows, number: int, key: str, row: Any) -> _Written:
-        content = self.serialization.serialize(row)
-        stored.replace(number, key, content)
-        return key, row, content
 
     def _replace_slice(self, where: slice, rows: list[Any]) -> None:
         with self._sessions.write() as stored:
@@ -381,17 +310,17 @@ class RowTable:
             changed = []
             for position, row in zip(positions, rows, strict=True):
                 number = stored.order.at(position)
-                changed.append(self._replace(stored, number, stored.read(number)[0], row))
-        self._pool_all(changed)
+                changed.append(self._form.replace(stored, number, stored.read(number)[0], row))
+        self._pool.add(changed)
 
     def _write_many(
         self,
         rows: Iterable[tuple[str | None, Any]],
-        put: Callable[[StoredRows, str | None, Any], _Written],
+        put: Callable[[StoredRows, str | None, Any], WrittenRow],
     ) -> None:
         waiting = iter(rows)
         for first in waiting:
-            written: list[_Written] = []
+            written: list[WrittenRow] = []
             with self._sessions.write() as stored:
                 written.append(put(stored, *first))
                 size = len(written[0][2])
@@ -400,71 +329,12 @@ class RowTable:
                     size += len(written[-1][2])
                     if size >= _CHUNK_BYTES:
                         break
-            self._pool_all(written)
-
-    def _pool_all(self, written: list[_Written]) -> None:
-        with self._lock:
-            self._changes += 1
-            for key, row, content in written:
-                self._pool.add(key, row, None if is_atom(row) else checksum(content))
-        written.clear()  # they would count as held
-        self._make_room()
-
-    def _key_of(self, row: Any) -> str | None:
-        if self._key is None:
-            return None
-        found = row[self._key] if isinstance(self._key, str) else self._key(row)
-        key_record(found)
-        return str(found)
-
-    # -- the pool
-
-    def _make_room(self) -> None:
-        """Rows leave, after those that changed are written. Put off while somebody else writes."""
-        with self._lock:
-            if not self._pool.is_full:
-                return
-            leaving = self._pool.leaving()
-            changed = self._pool.changed(self.serialization, leaving)
-            written: list[ChangedRow] = []
-            if changed:
-                with suppress(TimeoutError), self._sessions.write(wait=False) as stored:
-                    self._write_rows(stored, changed)
-                    written, changed = changed, []
-                self._mark_stored(written)
-            unwritten = {key for key, _, _ in changed}
-            for key in leaving:
-                if key not in unwritten:
-                    self._pool.drop(key)
-            self._pool.settle()
-
-    def _write_back(self, stored: StoredRows) -> list[ChangedRow]:
-        with self._lock:
-            changed = self._pool.changed(self.serialization)
-            self._write_rows(stored, changed)
-            return changed
-
-    def _write_rows(self, stored: StoredRows, changed: list[ChangedRow]) -> None:
-        self._changes += bool(changed)
-        for key, _, content in changed:
-            number = stored.find(key)
-            if number is not None:  # else another process has deleted it
-                stored.replace(number, key, content)
-
-    def _mark_stored(self, written: list[ChangedRow]) -> None:
-        """After the commit: what failed to be written is still to be."""
-        for _, pooled, content in written:
-            pooled.stored = checksum(content)
-
-    def _forget_all(self) -> None:
-        with self._lock:
-            self._changes += 1
-            self._pool.clear()
+            self._pool.add(written)
 
     def _renewed_changes(self) -> int:
         if self._life != self.db.environment.life:
             self._begin_life()
-        return self._changes
+        return self._pool.changes
 
     def _stored_items(self) -> Iterator[tuple[str, bytes, int]]:
         """Key and content, and which changes the content already has."""
@@ -474,15 +344,12 @@ class RowTable:
             with self._sessions.read() as stored:
                 read = list(stored.items(position, min(position + _READ_ROWS, len(stored))))
             for place, item in enumerate(read):
-                if place and changes != self._changes:  # the first one always, to get on
+                if place and changes != self._pool.changes:  # the first one always, to get on
                     break
                 position += 1
                 yield *item, changes
             if not read:
                 return
-
-
-_Written = tuple[str, Any, bytes]
 
 
 def _rebuilt(db: DB, name: str, serialization: Serializer, pool_size: int, key: KeyOf | None) -> RowTable:
