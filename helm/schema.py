@@ -34,6 +34,10 @@ _MOUNT: dict[str, Any] = {
         },
         "ttl_s": {"type": ["number", "string"], "description": "Pages older than this are dropped."},
         "replicas": {"type": "integer", "minimum": 1, "description": "Owners that keep a page."},
+        "quota_bytes": {
+            "type": ["number", "string"],
+            "description": "Most that its pages may take on each worker.",
+        },
         "read_only": {"type": "boolean", "description": "Writes and deletes are refused."},
         "options": {
             "type": "object",

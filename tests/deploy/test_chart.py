@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -308,6 +310,15 @@ def test_values_have_every_key_of_the_worker() -> None:
     own, by_chart = set(values["worker"]["config"]), set(BY_CHART)
     assert own | by_chart == set(keys(WorkerConfig))
     assert not own & by_chart
+
+
+def test_mounts_have_every_key_of_a_mount() -> None:
+    """As docs/configuration.md lists them; credentials are the chart's own way to options."""
+    table = (ROOT / "docs" / "configuration.md").read_text().split("## Mount\n")[1].split("\n## ")[0]
+    documented = set(re.findall(r"^\| `(\w+)` \|", table, flags=re.M))
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    (mount,) = schema["properties"]["mounts"]["patternProperties"].values()
+    assert set(mount["properties"]) == documented | {"credentials"}
 
 
 def test_the_schema_is_of_todays_values() -> None:
