@@ -36,7 +36,7 @@ _MOUNT: dict[str, Any] = {
         "replicas": {"type": "integer", "minimum": 1, "description": "Owners that keep a page."},
         "quota_bytes": {
             "type": ["number", "string"],
-            "description": "Most that its pages may take on each worker.",
+            "description": "Most that its pages take of a worker.",
         },
         "read_only": {"type": "boolean", "description": "Writes and deletes are refused."},
         "options": {
