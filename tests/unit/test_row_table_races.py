@@ -1,0 +1,137 @@
+"""What one thread changes while another is in the middle of reading the same row."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kara_cache import kv
+
+pytest.importorskip("lmdb")
+WAIT_S = 30
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[kv.RowTable]:
+    """Whose pool keeps one row."""
+    with kv.open_table(tmp_path / "db", "new", pool_size=1) as opened:
+        opened.update((f"k{i}", {"i": i}) for i in range(4))
+        opened.reload()
+        yield opened
+
+
+def elsewhere(act: Callable[[], object]) -> None:
+    """In another thread, to its end."""
+    wrong: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as exc:
+            wrong.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    assert wrong == []
+
+
+class Position:
+    """A table asks what number it is when it has begun to read: then something happens elsewhere, once."""
+
+    def __init__(self, number: int, meanwhile: Callable[[], object]) -> None:
+        self._number = number
+        self._meanwhile = [meanwhile]
+
+    def __index__(self) -> int:
+        while self._meanwhile:
+            elsewhere(self._meanwhile.pop())
+        return self._number
+
+
+class Key(str):
+    """The same with a key, whose bytes are asked for."""
+
+    meanwhile: list[Callable[[], object]]
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        while self.meanwhile:
+            elsewhere(self.meanwhile.pop())
+        return super().encode(encoding, errors)
+
+
+def key(name: str, meanwhile: Callable[[], object]) -> Key:
+    found = Key(name)
+    found.meanwhile = [meanwhile]
+    return found
+
+
+def replace(table: kv.RowTable) -> None:
+    table["k1"] = {"i": "new"}
+
+
+def replace_at(table: kv.RowTable) -> None:
+    table[1:2] = [{"i": "new"}]
+
+
+def change(table: kv.RowTable) -> None:
+    table["k1"]["i"] = "new"
+    table.flush()
+
+
+def change_and_leave(table: kv.RowTable) -> None:
+    table["k1"]["i"] = "new"  # written when it leaves
+
+
+def change_in_a_batch(table: kv.RowTable) -> None:
+    with table.batch():
+        table["k1"]["i"] = "new"
+
+
+def replace_in_a_batch(table: kv.RowTable) -> None:
+    with table.batch():
+        table["k1"] = {"i": "new"}
+
+
+CHANGES = [replace, replace_at, change, change_and_leave, change_in_a_batch, replace_in_a_batch]
+
+
+@pytest.mark.parametrize("act", CHANGES)
+@pytest.mark.parametrize("by", ["key", "position"])
+def test_a_row_that_was_replaced_while_it_was_read(
+    table: kv.RowTable, act: Callable[[kv.RowTable], None], by: str
+) -> None:
+    """Nor does the old row come into the pool, where it would stay and be written over the new one."""
+
+    def meanwhile() -> None:
+        act(table)
+        assert [table["k2"], table["k3"]] == [{"i": 2}, {"i": 3}]  # k1 leaves the pool
+
+    row = table[key("k1", meanwhile)] if by == "key" else table[Position(1, meanwhile)]
+    assert row == {"i": "new"}
+    assert table["k1"] is row
+    row["more"] = 1
+    table.reload()
+    assert table["k1"] == {"i": "new", "more": 1}
+
+
+@pytest.mark.parametrize("act", [lambda table: table.pop("k1"), lambda table: table.clear()])
+def test_a_row_that_was_deleted_while_it_was_read(
+    table: kv.RowTable, act: Callable[[kv.RowTable], None]
+) -> None:
+    with pytest.raises(KeyError, match="k1"):
+        table[key("k1", lambda: act(table))]
+    assert table.get("k1") is None
+    table["k1"] = {"i": "again"}
+    assert table["k1"] == {"i": "again"}
+
+
+def test_positions_that_shift_while_one_is_looked_up(table: kv.RowTable) -> None:
+    def meanwhile() -> None:
+        del table["k0"]
+
+    assert table[Position(1, meanwhile)] == {"i": 2}
