@@ -64,14 +64,18 @@ def written(storage: KaraStorage, rows: list[Any], kind: str) -> RowDataset:
     return storage.open("ns", "source", serialization=serializer(kind))
 
 
+def needs_library_of(kind: str) -> None:
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+
+
 def test_every_kind_is_tested() -> None:
     assert set(ROWS) == set(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_out_and_in_again(kind: str, storage: KaraStorage, tmp_path: Path) -> None:
-    if kind == "parquet":
-        pytest.importorskip("pyarrow")
+    needs_library_of(kind)
     seen: list[tuple[int, int | None]] = []
     rows = ROWS[kind]
     with written(storage, rows, kind) as source:
@@ -206,6 +210,7 @@ def _file(directory: Path, content: bytes) -> Path:
 @pytest.mark.parametrize("name", BAD_SOURCES)
 def test_sources_that_are_refused(name: str, tmp_path: Path) -> None:
     kind, make, error, said = BAD_SOURCES[name]
+    needs_library_of(kind)
     (tmp_path / "in").mkdir()
     with kv.open_table(tmp_path / "table", "new") as table, pytest.raises(error, match=said):
         import_rows(make(tmp_path / "in"), kind, table)
@@ -237,6 +242,7 @@ FIRST: dict[str, Any] = {
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_rows_that_do_not_fit(name: str, tmp_path: Path) -> None:
     kind, row, error, said = BAD_ROWS[name]
+    needs_library_of(kind)
     with pytest.raises(error, match=said):
         export_rows(Rows([FIRST[kind], row]), kind, tmp_path / "deep" / "out")
     assert not (tmp_path / "x.png").exists()
