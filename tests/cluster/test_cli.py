@@ -29,7 +29,21 @@ from kara_worker.testing.rude_http_server import RudeHttpServer, Rudeness
 
 pytestmark = pytest.mark.leaves_running("connections of the module's store")
 BIG = content("big.bin", (2 << 20) + 11)
-VERBS = ("ls", "stat", "cat", "cp", "free", "load", "pin", "unpin", "ttl", "pins", "workers", "mounts", "explain")
+VERBS = (
+    "ls",
+    "stat",
+    "cat",
+    "cp",
+    "free",
+    "load",
+    "pin",
+    "unpin",
+    "ttl",
+    "pins",
+    "workers",
+    "mounts",
+    "explain",
+)
 
 
 @dataclass(frozen=True)
