@@ -260,6 +260,43 @@ def test_a_forked_table_begins_with_what_is_committed(tmp_path: Path) -> None:
         assert list(table) == [{"i": "not flushed"}, {"i": "child"}, {"i": 2}]
 
 
+@pytest.mark.parametrize("first", ["append", "batch"])
+def test_a_forked_table_that_begins_with_writing(tmp_path: Path, first: str) -> None:
+    """What the parent has changed in place is the parent's, and what the child appended stays the child's."""
+    with kv.open_table(tmp_path / "db", "new") as table:
+        table.extend({"n": n} for n in range(3))
+        table[0]["n"] = "the parent's"
+
+        def act() -> None:
+            appended = {"n": "new"}
+            if first == "append":
+                table.append(appended)
+            else:
+                with table.batch():
+                    table.append(appended)
+            appended["n"] = "changed"
+            assert table[1] == {"n": 1}
+            assert table[-1] is appended
+            table.close()
+
+        in_fork(act)
+        table.reload()
+        assert [row["n"] for row in table] == ["the parent's", 1, 2, "changed"]
+
+
+def test_a_forked_table_writes_back_nothing_of_its_parent(tmp_path: Path) -> None:
+    with kv.open_table(tmp_path / "db", "new") as table:
+        table.append({"n": 0}, "a")
+        table["a"]["n"] = 1
+
+        def act() -> None:
+            with table.batch():
+                table.append({"n": 2}, "b")
+            assert table["a"] == {"n": 0}
+
+        in_fork(act)
+
+
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.clients
 def test_loader_workers(tmp_path: Path, method: str) -> None:
@@ -356,6 +393,33 @@ with lmdb.open(sys.argv[1], map_size=1 << 20) as environment:
         monkeypatch.undo()
         assert sorted(key for key, _ in db) == [b"before", *([] if reads else [b"large"]), b"theirs"]
         put(db, after="1")
+
+
+def test_a_batch_that_ends_while_it_goes_on_leaves_no_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+import lmdb
+with lmdb.open(sys.argv[1], map_size=1 << 20, max_dbs=2) as environment:
+    with environment.begin(write=True) as transaction:
+        transaction.put(b"theirs", b"1", db=environment.open_db(b"others", txn=transaction))
+"""
+    grow = Environment.grow
+
+    def growing(environment: Environment) -> None:
+        with child(code, environment.files.path):
+            pass
+        grow(environment)
+
+    with kv.open_table(tmp_path / "db", "new", map_bytes=1 << 20) as table:
+        table.append({"n": 0}, "a")
+        monkeypatch.setattr(Environment, "grow", growing)
+        with pytest.raises(kv.TransactionConflict), table.batch():
+            table.update([("a", {"n": 1}), ("b", {"n": 2}), ("large", {"n": "x" * (3 << 20)})])
+        monkeypatch.undo()
+        with table.batch():
+            assert dict(table.items()) == {"a": {"n": 0}}
+        assert (table["a"], table.get("b")) == ({"n": 0}, None)
 
 
 @pytest.mark.fault

@@ -135,3 +135,111 @@ def test_positions_that_shift_while_one_is_looked_up(table: kv.RowTable) -> None
         del table["k0"]
 
     assert table[Position(1, meanwhile)] == {"i": 2}
+
+
+# -- while a batch goes on
+
+
+def test_a_row_that_a_batch_deleted_does_not_come_back(table: kv.RowTable) -> None:
+    seen: list[object] = []
+    with table.batch():
+        del table["k1"]
+        elsewhere(lambda: seen.append(table["k1"]))
+        elsewhere(lambda: seen.extend(table))
+        assert table.get("k1") is None
+    assert seen == [{"i": 1}, {"i": 0}, {"i": 1}, {"i": 2}, {"i": 3}]  # nothing was committed yet
+    assert table.get("k1") is None
+    assert [row["i"] for row in table] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("act", [replace, replace_at, change_and_leave])
+def test_a_row_that_a_batch_replaced_is_read_as_it_was(
+    table: kv.RowTable, act: Callable[[kv.RowTable], None]
+) -> None:
+    seen: list[object] = []
+    with table.batch():
+        act(table)
+        assert table["k2"] == {"i": 2}  # k1 leaves the pool
+        elsewhere(lambda: seen.append(table["k1"]))
+        elsewhere(lambda: seen.append(table[1]))
+        assert table["k1"] == {"i": "new"}
+        elsewhere(lambda: seen.append(table["k1"]))  # and when it is in the pool again
+    assert seen == [{"i": 1}] * 3
+    assert table["k1"] == {"i": "new"}
+    elsewhere(lambda: seen.append(table["k1"]))
+    assert seen[-1] is table["k1"]
+
+
+def test_a_row_that_was_read_before_a_batch_ended(table: kv.RowTable) -> None:
+    """The one who reads has begun when the batch has already changed the row, and ends after it."""
+    changed, read = threading.Event(), threading.Event()
+
+    def batch() -> None:
+        with table.batch():
+            table["k1"] = {"i": "new"}
+            changed.set()
+            assert read.wait(WAIT_S)
+        assert table["k2"] == {"i": 2}  # k1 leaves the pool
+
+    def meanwhile() -> None:
+        read.set()
+        thread.join(WAIT_S)
+
+    thread = threading.Thread(target=batch)
+    thread.start()
+    assert changed.wait(WAIT_S)
+    assert table[key("k1", meanwhile)] == {"i": "new"}
+    assert not thread.is_alive()
+    assert table["k1"] == {"i": "new"}
+
+
+def test_a_batch_that_fails_leaves_nothing_behind(table: kv.RowTable) -> None:
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is what is tested
+        with table.batch():
+            replace(table)
+            del table["k2"]
+            table.append({"i": 4}, "k4")
+            _ = 1 / 0
+    assert [row["i"] for row in table] == [0, 1, 2, 3]
+    kept = table["k1"]
+    assert table["k1"] is kept  # in the pool again: nothing of the batch hides it
+    assert table.get("k4") is None
+
+
+def test_what_a_failed_call_wrote_in_a_batch_is_what_the_batch_reads(table: kv.RowTable) -> None:
+    with table.batch():
+        assert table["k1"] == {"i": 1}
+        with pytest.raises(TypeError):
+            table.update([("k1", {"i": "new"}), ("k2", object())])
+        assert table["k1"] == {"i": "new"}
+    assert table["k1"] == {"i": "new"}
+
+
+def test_forgetting_rows_in_the_middle_of_a_batch(table: kv.RowTable) -> None:
+    with table.batch():
+        del table["k1"]
+        elsewhere(table.reload)
+        elsewhere(lambda: table["k1"])
+    assert table.get("k1") is None
+
+
+# -- the order of writers
+
+
+@pytest.mark.parametrize("ends", ["commit", "abort"])
+def test_the_pool_follows_a_transaction_before_another_one_begins(table: kv.RowTable, ends: str) -> None:
+    followed: list[str] = []
+
+    def follow(what: str) -> None:
+        followed.append(what)
+        elsewhere(refused)
+
+    def refused() -> None:
+        with pytest.raises(TimeoutError, match="another thread"):
+            table.db.transaction(table="rows", wait=False)
+
+    transaction = table.db.transaction(table="rows")
+    transaction.follow(lambda: follow("commit"), lambda: follow("abort"))
+    getattr(transaction, ends)()
+    assert followed == [ends]
+    elsewhere(lambda: table.append({"i": 4}))

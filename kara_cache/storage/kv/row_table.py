@@ -39,8 +39,10 @@ class RowTable:
 
     Any number of processes may read while one writes. A reader sees each change when it is committed,
     except in rows of its pool: `reload` forgets those. Writers wait for one another; where two change
-    the same row in their pools, the one that writes back last wins. Thread-safe. Forked children, and
-    processes that got the table by pickling, begin with what is committed.
+    the same row in their pools, the one that writes back last wins. Thread-safe; of a row that another
+    thread's batch has written or deleted a thread gets a copy of what is committed, and its changes to
+    that are not kept. Forked children, and processes that got the table by pickling, begin with what is
+    committed.
 
     Args:
         db: Where the table is; it is flushed when `db` closes.
@@ -70,15 +72,22 @@ class RowTable:
         self._pool_size = pool_size
         self._form = RowForm(self.name, self.serialization, key)
         self._sessions = TableSessions(db, self.name, type(self.serialization).__name__)
-        self._begin_life()
+        self._lives = self._new_life()
         with self._sessions.read():
             pass  # says now what is wrong with the table
         if db.writable:
             db.attach(self)
 
-    def _begin_life(self) -> None:
-        self._life = self.db.environment.life
-        self._pool = TablePool(self._sessions, self.serialization, self._pool_size, writable=self.db.writable)
+    def _new_life(self) -> tuple[int, TablePool]:
+        pool = TablePool(self._sessions, self.serialization, self._pool_size, writable=self.db.writable)
+        return self.db.environment.life, pool
+
+    @property
+    def _pool(self) -> TablePool:
+        """Of this process: a forked child has another one than its parent."""
+        if self._lives[0] != self.db.environment.life:
+            self._lives = self._new_life()
+        return self._lives[1]
 
     # -- reading
 
@@ -186,20 +195,18 @@ class RowTable:
         if isinstance(where, slice):
             self._replace_slice(where, list(row))
             return
-        with self._sessions.write() as stored:
+        with self._pool.writing() as (stored, written):
             if isinstance(where, str):
-                changed = self._form.put(stored, where, row)
+                written.append(self._form.put(stored, where, row))
             else:
                 number = number_at(stored, where)
-                changed = self._form.replace(stored, number, stored.read(number)[0], row)
-        self._pool.add([changed])
+                written.append(self._form.replace(stored, number, stored.read(number)[0], row))
 
     def __delitem__(self, where: Where) -> None:
         """Deletes the rows that int, str, slice or a list of them names, all or none."""
-        with self._sessions.write() as stored:
-            numbers = numbers_of(stored, where)
-            keys = [stored.remove(number) for number in numbers]
-        self._pool.drop(keys)
+        with self._pool.deleting() as (stored, keys):
+            for number in numbers_of(stored, where):
+                keys.append(stored.remove(number))
 
     def pop(self, where: int | str = -1) -> Any:
         row = self[where]
@@ -212,27 +219,20 @@ class RowTable:
             del self[:]
             return
         with self.db.transaction(table=self.name) as transaction:
+            transaction.follow(self._pool.clear)
             transaction.clear()
-        self._pool.clear()
 
     @contextmanager
     def batch(self) -> Iterator[RowTable]:
         """What this thread does in the block is one transaction: all of it, or by an exception nothing."""
         if self._sessions.own_batch is not None:
             raise RuntimeError(f"{self!r}: a batch in a batch")
-        self.flush()
-        try:
-            with self._sessions.batch() as stored:
-                yield self
-                written = self._pool.write_back(stored)
-        except BaseException:
-            self._pool.clear()
-            raise
-        self._pool.mark_stored(written)
+        with self._pool.batch():
+            yield self
 
     def flush(self) -> None:
         """Writes back the rows that were changed in place. Raises what the serializer does for such a row."""
-        if self.db.writable and self._life == self.db.environment.life:
+        if self.db.writable and self._lives[0] == self.db.environment.life:
             self._pool.flush()
 
     def reload(self) -> None:
@@ -242,7 +242,7 @@ class RowTable:
 
     def prune(self) -> None:
         """Rebuilds the order and rewrites the file of the database without free space. See `DB.prune`."""
-        with self._sessions.write() as stored:
+        with self._pool.writing() as (stored, _):
             stored.rebuild_order()
         self.db.prune()
 
@@ -268,50 +268,49 @@ class RowTable:
         return _rebuilt, (self.db, self.name, self.serialization, self._pool_size, self._form.key)
 
     def __repr__(self) -> str:
-        return f"<RowTable {self.name!r} in {self.db!r}, {len(self._pool)} rows in the pool>"
+        return f"<RowTable {self.name!r} in {self.db!r}, {len(self._lives[1])} rows in the pool>"
 
     # -- one row in and out
 
     def _by_key(self, key: str) -> Any:
         while True:
-            changes = self._renewed_changes()
-            pooled = self._pool.get(key)
+            pool = self._pool
+            changes = pool.changes
+            pooled = pool.get(key)
             if pooled is not None:
                 return pooled.row
             with self._sessions.read() as stored:
                 _, content = stored.read(number_of_key(stored, key))
-            row = self._pool.take_in(key, content, changes)
+            row = pool.take_in(key, content, changes)
             if row is not OUTDATED:
                 return row
 
     def _at(self, position: Any) -> Any:
         while True:
-            changes = self._renewed_changes()
+            pool = self._pool
+            changes = pool.changes
             with self._sessions.read() as stored:
                 key, content = stored.read(number_at(stored, position))
-            row = self._pool.take_in(key, content, changes)
+            row = pool.take_in(key, content, changes)
             if row is not OUTDATED:
                 return row
 
     def _insert(self, position: int | None, row: Any, key: str | None) -> str:
-        with self._sessions.write() as stored:
-            added = self._form.insert(stored, position, key, row)
-        self._pool.add([added])
-        return added[0]
+        with self._pool.writing() as (stored, written):
+            written.append(self._form.insert(stored, position, key, row))
+            return written[0][0]
 
     def _replace_slice(self, where: slice, rows: list[Any]) -> None:
-        with self._sessions.write() as stored:
+        with self._pool.writing() as (stored, written):
             positions = range(len(stored))[where]
             if len(positions) != len(rows):
                 raise ValueError(
                     f"{self.name}: a slice of {len(positions)} rows cannot become {len(rows)}, which have no "
                     "keys; delete and insert"
                 )
-            changed = []
             for position, row in zip(positions, rows, strict=True):
                 number = stored.order.at(position)
-                changed.append(self._form.replace(stored, number, stored.read(number)[0], row))
-        self._pool.add(changed)
+                written.append(self._form.replace(stored, number, stored.read(number)[0], row))
 
     def _write_many(
         self,
@@ -320,8 +319,7 @@ class RowTable:
     ) -> None:
         waiting = iter(rows)
         for first in waiting:
-            written: list[WrittenRow] = []
-            with self._sessions.write() as stored:
+            with self._pool.writing() as (stored, written):
                 written.append(put(stored, *first))
                 size = len(written[0][2])
                 for key, row in islice(waiting, _CHUNK_ROWS - 1):
@@ -329,22 +327,17 @@ class RowTable:
                     size += len(written[-1][2])
                     if size >= _CHUNK_BYTES:
                         break
-            self._pool.add(written)
-
-    def _renewed_changes(self) -> int:
-        if self._life != self.db.environment.life:
-            self._begin_life()
-        return self._pool.changes
 
     def _stored_items(self) -> Iterator[tuple[str, bytes, int]]:
         """Key and content, and which changes the content already has."""
         position = 0
         while True:
-            changes = self._renewed_changes()
+            pool = self._pool
+            changes = pool.changes
             with self._sessions.read() as stored:
                 read = list(stored.items(position, min(position + _READ_ROWS, len(stored))))
             for place, item in enumerate(read):
-                if place and changes != self._pool.changes:  # the first one always, to get on
+                if place and changes != pool.changes:  # the first one always, to get on
                     break
                 position += 1
                 yield *item, changes

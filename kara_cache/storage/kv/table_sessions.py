@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ class TableSessions:
         self._name = name
         self._serializer = serializer
         self._nodes: tuple[int, dict[int, Any]] = (-1, {})  # of the order, and of which state
-        self._batch: tuple[tuple[int, int], StoredRows] | None = None  # and whose it is
+        self._batch: tuple[tuple[int, int], StoredRows, Transaction] | None = None  # and whose it is
 
     @property
     def own_batch(self) -> StoredRows | None:
@@ -48,28 +48,48 @@ class TableSessions:
             yield StoredRows(_Snapshot(transaction, handle), self._serializer, nodes)
 
     @contextmanager
-    def write(self, *, wait: bool = True) -> Iterator[StoredRows]:
-        """Commits at the end of the block, unless it is in a batch."""
-        stored = self.own_batch
-        if stored is not None:
-            yield stored
+    def write(self, then: Callable[[], None], *, wait: bool = True) -> Iterator[StoredRows]:
+        """Commits at the end of the block, unless it is in a batch.
+
+        `then` follows the commit, before another writer can begin. In a batch it follows the block, also
+        one that ends by an exception: what was written until then stays in the batch.
+        """
+        if self.own_batch is None:
+            with self._transaction(then, wait=wait) as (stored, _):
+                yield stored
             return
-        with self._db.transaction(table=self._name, wait=wait) as transaction:
-            stored = StoredRows(_Writing(transaction), self._serializer)
+        assert self._batch is not None
+        _, stored, transaction = self._batch
+        try:
             yield stored
-            stored.write()
+        finally:
+            if transaction.is_open:
+                then()
 
     @contextmanager
-    def batch(self) -> Iterator[StoredRows]:
-        """All that this thread reads and writes in the block is one transaction, which commits at its end."""
+    def batch(self, then: Callable[[], None], undone: Callable[[], None]) -> Iterator[StoredRows]:
+        """All that this thread reads and writes in the block is one transaction, which commits at its end.
+
+        Then or where nothing was written, before another writer can begin, comes `then` or `undone`.
+        """
         if self.own_batch is not None:
             raise RuntimeError(f"{self._db.path}: a batch in a batch")
-        with self.write() as stored:
-            self._batch = (_me(), stored)
+        with self._transaction(then, undone) as (stored, transaction):
+            self._batch = (_me(), stored, transaction)
             try:
                 yield stored
             finally:
                 self._batch = None
+
+    @contextmanager
+    def _transaction(
+        self, then: Callable[[], None], undone: Callable[[], None] | None = None, *, wait: bool = True
+    ) -> Iterator[tuple[StoredRows, Transaction]]:
+        with self._db.transaction(table=self._name, wait=wait) as transaction:
+            transaction.follow(then, undone)
+            stored = StoredRows(_Writing(transaction), self._serializer)
+            yield stored, transaction
+            stored.write()
 
 
 class _Snapshot:

@@ -36,6 +36,7 @@ class Transaction:
         self._default = table
         self._open = False
         self._has_read = False
+        self._followed_by: dict[bool, Callable[[], None] | None] = {}  # by whether it was committed
         environment.table(table)  # handles have to be older than the transaction
         self._may_use_unnamed = table is not None or not environment.has_tables()
         environment.writer_lock.acquire(wait=wait)
@@ -92,12 +93,20 @@ class Transaction:
             return
         self._check()
         self._do(lambda: self._lmdb.commit())
-        self._end()
+        self._end(committed=True)
 
     def abort(self) -> None:
         if self._open and self._owner[0] == os.getpid():
             self._environment.abort(self._lmdb)
             self._end()
+
+    def follow(self, committed: Callable[[], None], aborted: Callable[[], None] | None = None) -> None:
+        """One of them is called when the transaction has ended, before another writer can begin."""
+        self._followed_by = {True: committed, False: aborted}
+
+    @property
+    def is_open(self) -> bool:
+        return self._open
 
     def __enter__(self) -> Transaction:
         return self
@@ -187,11 +196,16 @@ class Transaction:
             else:
                 self._lmdb.drop(handle, delete=False)
 
-    def _end(self) -> None:
+    def _end(self, *, committed: bool = False) -> None:
         self._open = False
         if self._journal is not None:
             self._journal.close()
-        self._environment.writer_lock.release()
+        try:
+            act = self._followed_by.get(committed)
+            if act is not None:
+                act()
+        finally:
+            self._environment.writer_lock.release()
 
 
 class TransactionConflict(KaraError):
