@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from kara_cache import kv
 
 pytest.importorskip("lmdb")
+from kara_cache.storage.kv.table_pool import TablePool
+
 WAIT_S = 30
 
 
@@ -243,3 +248,28 @@ def test_the_pool_follows_a_transaction_before_another_one_begins(table: kv.RowT
     getattr(transaction, ends)()
     assert followed == [ends]
     elsewhere(lambda: table.append({"i": 4}))
+
+
+def test_a_row_is_held_from_the_moment_when_the_pool_gives_it(table: kv.RowTable) -> None:
+    """Else it could leave before the one who asked for it has it, and what he changes in it be lost."""
+    waiting = [lambda: table[2:]]  # makes the pool full: whatever nobody holds leaves
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code is not TablePool.get.__code__:
+            return None
+        if event == "return" and waiting:
+            elsewhere(waiting.pop())
+        return trace
+
+    def change() -> None:
+        sys.settrace(trace)  # of this thread
+        try:
+            table["k1"]["i"] = "changed"
+        finally:
+            sys.settrace(None)
+
+    assert table["k1"] == {"i": 1}
+    elsewhere(change)
+    assert waiting == []
+    table.reload()
+    assert table["k1"] == {"i": "changed"}

@@ -13,7 +13,7 @@ from kara_cache.storage.kv.database import DB
 from kara_cache.storage.kv.row_form import KeyOf, RowForm, WrittenRow
 from kara_cache.storage.kv.row_places import Where, is_position, number_at, number_of_key, numbers_of
 from kara_cache.storage.kv.stored_rows import StoredRows
-from kara_cache.storage.kv.table_pool import OUTDATED, TablePool
+from kara_cache.storage.kv.table_pool import ABSENT, TablePool
 from kara_cache.storage.kv.table_sessions import TableSessions
 
 DEFAULT_NAME = "rows"
@@ -157,9 +157,9 @@ class RowTable:
                 yield key, self.serialization.deserialize(content)
                 continue
             row = self._pool.take_in(key, content, changes)
-            if row is OUTDATED:
-                row = self.get(key, OUTDATED)
-            if row is not OUTDATED:
+            if row is ABSENT:
+                row = self.get(key, ABSENT)
+            if row is not ABSENT:
                 yield key, row
 
     def serialized_items(self) -> Iterator[tuple[str, bytes]]:
@@ -276,13 +276,13 @@ class RowTable:
         while True:
             pool = self._pool
             changes = pool.changes
-            pooled = pool.get(key)
-            if pooled is not None:
-                return pooled.row
+            row = pool.get(key)
+            if row is not ABSENT:
+                return row
             with self._sessions.read() as stored:
                 _, content = stored.read(number_of_key(stored, key))
             row = pool.take_in(key, content, changes)
-            if row is not OUTDATED:
+            if row is not ABSENT:
                 return row
 
     def _at(self, position: Any) -> Any:
@@ -292,7 +292,7 @@ class RowTable:
             with self._sessions.read() as stored:
                 key, content = stored.read(number_at(stored, position))
             row = pool.take_in(key, content, changes)
-            if row is not OUTDATED:
+            if row is not ABSENT:
                 return row
 
     def _insert(self, position: int | None, row: Any, key: str | None) -> str:

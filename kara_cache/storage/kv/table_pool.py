@@ -10,11 +10,12 @@ from typing import Any
 from kara_cache.checksum import checksum
 from kara_cache.serialization import Serializer
 from kara_cache.storage.kv.row_form import WrittenRow
-from kara_cache.storage.kv.row_pool import ChangedRow, PooledRow, RowPool, is_atom
+from kara_cache.storage.kv.row_pool import ChangedRow, RowPool, is_atom
 from kara_cache.storage.kv.stored_rows import StoredRows
 from kara_cache.storage.kv.table_sessions import TableSessions
 
-OUTDATED: Any = object()
+ABSENT: Any = object()
+"""In place of a row, which can be None."""
 
 
 class TablePool:
@@ -43,19 +44,22 @@ class TablePool:
         """Ask before you read what you `take_in`."""
         return self._changes
 
-    def get(self, key: str) -> PooledRow | None:
+    def get(self, key: str) -> Any:
+        """The row, or ABSENT."""
         with self._lock:
-            return None if self._is_hidden(key) else self._rows.get(key)
+            pooled = None if self._is_hidden(key) else self._rows.get(key)
+            # The row itself, still under the lock: from then on it is held, and does not leave.
+            return ABSENT if pooled is None else pooled.row
 
     def take_in(self, key: str, content: bytes, changes: int) -> Any:
-        """The pool's row of the key, or `content` as one; OUTDATED where that may not be stored any more."""
+        """The pool's row of the key, or `content` as one; ABSENT where that may not be stored any more."""
         with self._lock:
             hidden = self._is_hidden(key)
             pooled = None if hidden else self._rows.get(key)
             if pooled is not None:
                 return pooled.row
             if changes != self._changes:
-                return OUTDATED
+                return ABSENT
             row = self._serialization.deserialize(content)
             if hidden:
                 return row
