@@ -13,7 +13,7 @@ from kara_cache.quantity import parse_seconds
 
 EXAMPLES = {
     "pin": """\
-  kara load /data/models --watch && kara pin /data/models
+  kara pin /data/models
   kara pin s3://bucket/validation""",
     "unpin": """\
   kara unpin /data/models""",
