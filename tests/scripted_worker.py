@@ -329,9 +329,9 @@ class ScriptedWorker:
     def _spawn(self, work: Callable[[socket.socket], None], sock: socket.socket) -> None:
         name = f"scripted-{work.__name__.strip('_')}"
         thread = threading.Thread(target=work, args=(sock,), name=name)
-        with self._lock:
+        with self._lock:  # who closes joins what is in the list, so it has been started by then
             self._threads.append(thread)
-        thread.start()
+            thread.start()
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
