@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +27,16 @@ def running(tmp_path: Path) -> Iterator[Cluster]:
     with store_of(file=DATA) as store, cluster_on(store, tmp_path) as cluster:
         with client_of(cluster, stall_timeout_s=1.0, connect_timeout_s=1.0) as client:
             assert read_all(client, PATH) == DATA
+            until_stored(cluster, -(-len(DATA) // PAGE))
             yield cluster, client, store
+
+
+def until_stored(cluster: LocalCluster, pages: int) -> None:
+    """Readers do not wait for the disk: a page is on SSD a moment after it was read."""
+    deadline = time.monotonic() + 60
+    while cluster.total("kara_worker_page_store_pages") < pages:
+        assert time.monotonic() < deadline, "pages do not reach the disk"
+        time.sleep(0.01)
 
 
 def fallbacks(client: CacheClient) -> dict[str, int]:
