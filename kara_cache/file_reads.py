@@ -145,15 +145,16 @@ class FileReads:
 
     def _from_store(self, store: UnderStore, path: str, part: _Part) -> None:
         file, start, view = part.file, part.start + part.held, part.view[part.held :]
-        asked = monotonic()
+        part.asked = monotonic()
         got = store.read_into(path, start, view, version=file.info.version or None)
         if got != len(view):
             raise UnderStoreError(f"{file.path}: {got} bytes at {start} of a file of {file.size}")
-        seconds = monotonic() - part.began
+        complete = monotonic()
+        seconds = complete - part.began
         self._metrics.store_read(len(part.view), part.held, seconds)
         if seconds >= self._slow.least_s:
-            part.marks = Marks(answer_s=monotonic() - asked, worker={"store_body": monotonic() - asked})
-            part.asked = asked
+            answer_s = complete - part.asked
+            part.marks = Marks(answer_s=answer_s, worker={"store_body": answer_s})
             self._note_slow(part, "store", seconds)
 
     def _note_slow(self, part: _Part, worker: str, seconds: float) -> None:

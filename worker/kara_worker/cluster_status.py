@@ -68,32 +68,32 @@ class ClusterStatus:
     async def _members(self, own: Mapping[str, Any]) -> list[dict[str, Any]]:
         loop = asyncio.get_running_loop()
         view = await loop.run_in_executor(self._executor, self._cluster.membership.view)
-        asked = [loop.run_in_executor(self._executor, self._ask, worker) for worker in view.workers]
-        answers = await asyncio.gather(*asked)
+        others = [worker for worker in view.workers if worker.id != own["id"]]
+        asked = [loop.run_in_executor(self._executor, self._ask, worker) for worker in others]
+        answers = {
+            worker.id: answer for worker, answer in zip(others, await asyncio.gather(*asked), strict=True)
+        }
+        # a worker that is gone cannot say so: its place does
+        states = {worker.id: worker.state.value for worker in others}
         return [
             {
                 "id": worker.id,
                 "address": f"{worker.host}:{worker.port}",
                 "admin_port": worker.admin_port,
-                **(own if worker.id == own["id"] else answer),
-                # a worker that is gone cannot say so: its place does
-                "state": worker.state.value if worker.id != own["id"] else own["state"],
+                **answers.get(worker.id, own),
+                "state": states.get(worker.id, own["state"]),
             }
-            for worker, answer in zip(view.workers, answers, strict=True)
+            for worker in view.workers
         ]
 
     def _ask(self, worker: WorkerInfo) -> dict[str, Any]:
         client = self._cluster.table().clients.get(worker.id)
-        if client is None or worker.id == self._own_id:
+        if client is None:
             return {}
         try:
             return dict(client.call("GET", "/worker", time.monotonic() + _ANSWER_S))
         except (KaraError, OSError) as exc:
             return {"error": str(exc)}
-
-    @property
-    def _own_id(self) -> str:
-        return str(self._own()["id"])
 
     async def _loads(self) -> list[dict[str, Any]]:
         try:
