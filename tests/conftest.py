@@ -9,12 +9,17 @@ import leaks
 import pytest
 import services
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
 GRACE_S = float(os.environ.get("PYTEST_LEAK_GRACE_S", "10"))
 
 # The same examples in every run, and no verdict that depends on how busy the machine is.
 settings.register_profile("kara", derandomize=True, deadline=None, database=None)
 settings.load_profile("kara")
+# Nor on which modules other tests have imported: Hypothesis collects constants from their sources, and asking
+# a lazy module for its file can raise in the middle of a draw.
+if hasattr(providers, "_get_local_constants"):
+    providers._get_local_constants = providers.Constants
 
 
 def pytest_configure(config: pytest.Config) -> None:

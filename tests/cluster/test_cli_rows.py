@@ -250,7 +250,7 @@ def test_viewer(viewer: Viewer) -> None:
     assert lines[0].startswith(" Index: 3  of 40  line 1 of 8")
     assert lines[1:4] == ["{", '    "id": 3,', '    "title": "标题 3",']
     terminal.send("n")
-    assert terminal.wait_for("Index: 4 ")[2] == '    "id": 4,'
+    terminal.wait_for(lambda lines: "Index: 4 " in lines[0] and lines[2] == '    "id": 4,')
     terminal.send("g12\n")
     terminal.wait_for("Index: 12 ")
     terminal.send("/标题 30\n")
