@@ -1,16 +1,29 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kara_worker import hot_paths
 from kara_worker.hot_paths import _KEPT, SAMPLE, HotPaths
+
+
+@dataclass(frozen=True)
+class File:
+    path: str
+    size: int = 1
+
+    @property
+    def file_id(self) -> bytes:
+        return self.path.encode()
 
 
 def read(hot: HotPaths, path: str) -> None:
     for _ in range(SAMPLE):
-        hot.read(path)
+        hot.read(File(path))
 
 
 @given(st.lists(st.integers(0, 20)))
@@ -41,3 +54,19 @@ def test_what_was_hot_leaves() -> None:
         for number in range(1000):
             read(hot, f"/m/{number % 3}")
     assert "/m/old" not in dict(hot.top(100))
+
+
+@given(st.lists(st.integers(0, 60), min_size=1))
+def test_the_files_read_last_are_known(reads: list[int]) -> None:
+    """At least as many as one generation holds, at most as many as two and what comes between two looks."""
+    limit = 8
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hot_paths, "_LATELY", limit)
+        patch.setattr(hot_paths, "SAMPLE", 1)
+        hot = HotPaths()
+        for number in reads:
+            hot.read(File(f"/m/{number}"))
+    lately = [file.path for file in hot.lately()]
+    assert len(lately) == len(set(lately)) <= 2 * limit + 1
+    newest = list(dict.fromkeys(f"/m/{number}" for number in reversed(reads)))
+    assert set(newest[:limit]) <= set(lately)

@@ -1,30 +1,55 @@
-"""Which files are read most, in bounded memory: Space-Saving (Metwally, Agrawal, El Abbadi, ICDT 2005).
+"""Which files are read most, and which were read last, in bounded memory.
 
-One read in `SAMPLE` is counted, so that hits pay almost nothing. A count is too high by at most the smallest
-count that is kept. Counts are halved now and then: what was hot yesterday leaves.
+Most: Space-Saving (Metwally, Agrawal, El Abbadi, ICDT 2005). One read in `SAMPLE` is counted, so that hits
+pay almost nothing. A count is too high by at most the smallest count that is kept. Counts are halved
+now and then: what was hot yesterday leaves.
+
+Last: two generations of files. The older one is forgotten when the younger one is full, so that a hit pays
+for one entry in a dictionary and nothing is ever sorted.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 SAMPLE = 64
 _KEPT = 128
 _HALVE_AFTER = 1 << 14  # counted reads, about a million reads
+_LATELY = 1 << 15  # files of a generation: 3 GB of images of 100 kB, at 400 bytes each
+
+
+class ReadFile(Protocol):
+    """One version of one file."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def file_id(self) -> bytes: ...
+
+    @property
+    def size(self) -> int: ...
 
 
 class HotPaths:
     """Event loop only."""
 
     def __init__(self) -> None:
+        self._younger: dict[bytes, ReadFile] = {}  # by file id
+        self._older: dict[bytes, ReadFile] = {}
         self._counts: dict[str, int] = {}
         self._turn = 0
         self._counted = 0
 
-    def read(self, path: str) -> None:
+    def read(self, file: ReadFile) -> None:
         """For every read."""
+        self._younger[file.file_id] = file
         self._turn += 1
         if self._turn >= SAMPLE:
             self._turn = 0
-            self._count(path)
+            self._count(file.path)
+            if len(self._younger) > _LATELY:
+                self._older, self._younger = self._younger, {}
 
     def _count(self, path: str) -> None:
         counts = self._counts
@@ -37,6 +62,11 @@ class HotPaths:
         if self._counted >= _HALVE_AFTER:
             self._counted = 0
             self._counts = {path: count // 2 for path, count in counts.items() if count > 1}
+
+    def lately(self) -> list[ReadFile]:
+        """The files that were read last, about the newest first."""
+        older = (file for file_id, file in reversed(self._older.items()) if file_id not in self._younger)
+        return [*reversed(self._younger.values()), *older]
 
     def top(self, limit: int) -> list[tuple[str, int]]:
         """Path and about how many reads, most first."""

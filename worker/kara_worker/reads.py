@@ -77,7 +77,7 @@ class Reads:
         metrics = self._metrics
         metrics.page_hits += len(pages)
         metrics.served[ref.mount.name].cache_bytes += stop - start
-        metrics.hot_paths.read(ref.path)
+        metrics.hot_paths.read(ref)
         metrics.hot_read.observe(time.perf_counter() - began)
         return True
 
@@ -105,7 +105,7 @@ class Reads:
         metrics = self._metrics
         metrics.page_hits += 1
         metrics.served[ref.mount.name].cache_bytes += count
-        metrics.hot_paths.read(ref.path)
+        metrics.hot_paths.read(ref)
         metrics.hot_read.observe(time.perf_counter() - began)
         return True
 
@@ -117,7 +117,7 @@ class Reads:
         if start >= stop:
             await request.start(length=0, headers=[f"{PAGE_HEADER}: {self._page_bytes}"])
             return
-        self._metrics.hot_paths.read(ref.path)
+        self._metrics.hot_paths.read(ref)
         stages = ServedStages()
         parts = await self._cache.parts(ref, start, stop, keep=keep)
         stages.opened()

@@ -183,7 +183,11 @@ class PageServer:
         for item in ranges:
             if item.length > MAX_READ_BYTES:
                 raise ValueError(f"length {item.length}: at most {MAX_READ_BYTES} bytes in one range")
-        await self._ranges.respond(request, refs(self._cache, files), ranges)
+        named = refs(self._cache, files)
+        for ref in named:
+            if isinstance(ref, FileRef):
+                self._metrics.hot_paths.read(ref)
+        await self._ranges.respond(request, named, ranges)
 
     async def _pages(self, request: Request) -> None:
         """Descriptors of pages that are on SSD; readers on this host then need us no more for them."""
@@ -192,6 +196,7 @@ class PageServer:
             raise ValueError("descriptors are passed over the unix socket only")
         ref, first = self._ref(request), _number(request, "first")
         count = min(_number(request, "count"), _MAX_DESCRIPTORS)
+        self._metrics.hot_paths.read(ref)
         pages = await self._cache.open_pages(ref, range(first, first + count))
         body = json.dumps({"pages": [page.header.page.index for page in pages]}).encode()
         head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nContent-Type: application/json\r\n\r\n"
