@@ -43,15 +43,20 @@ class HotPaths:
 
     def read(self, file: ReadFile) -> None:
         """For every read."""
-        self._younger[file.file_id] = file
+        self.seen(file)
         self._turn += 1
         if self._turn >= SAMPLE:
             self._turn = 0
-            self._count(file.path)
-            if len(self._younger) > _LATELY:
-                self._older, self._younger = self._younger, {}
+            self.sampled(file.path)
 
-    def _count(self, path: str) -> None:
+    def seen(self, file: ReadFile) -> None:
+        """The half of `read` that is about the last ones: once in a while for a file is enough."""
+        self._younger[file.file_id] = file
+        if len(self._younger) > _LATELY:
+            self._older, self._younger = self._younger, {}
+
+    def sampled(self, path: str) -> None:
+        """The other half, for one read in `SAMPLE`."""
         counts = self._counts
         if path in counts or len(counts) < _KEPT:
             counts[path] = counts.get(path, 0) + 1
