@@ -5,29 +5,24 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from string import punctuation
-from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
-
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
-from urllib3.util import Timeout
-from urllib3.util.ssl_ import create_urllib3_context
 
 from kara_cache.errors import UnderStoreError
 from kara_cache.ufs.address import AddressRefused, AddressRule
 from kara_cache.ufs.http_head import content_length
+from kara_cache.ufs.lines import Answer, Headers, Lines
 from kara_cache.ufs.retry import Attempts, RetryBudget, TryAgain
 
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _IDLE_CONNECTIONS = 64  # kept for each host; more may be open at once
+_HOSTS = 16  # whose connections are kept: redirects may lead anywhere
 _PIECE_BYTES = 64 << 10
 _BASE_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "kara-cache"}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -40,16 +35,11 @@ def origin(url: SplitResult) -> tuple[str, str, int]:
 
 
 def tls_context(ca: str, *, verify: bool) -> ssl.SSLContext:
-    """Trusts the system's authorities, or only those of the PEM file `ca`. OSError if that cannot be read.
-
-    Made by urllib3, because its 1.26 line compares names itself and cannot reach an IP address with a
-    context that does.
-    """
-    context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if verify else ssl.CERT_NONE)
-    if ca:
-        context.load_verify_locations(cafile=ca)
-    else:
-        context.load_default_certs()
+    """Trusts the system's authorities, or only those of the PEM file `ca`. OSError if that cannot be read."""
+    context = ssl.create_default_context(cafile=ca or None)
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
     return context
 
 
@@ -67,31 +57,21 @@ class HttpMount:
 class HttpResponse:
     """The response at the end of the redirects. Always `finish` it: that gives the connection back."""
 
-    def __init__(self, raw: Any, url: str, where: str) -> None:
+    def __init__(self, answer: Answer, url: str, where: str) -> None:
         self.url = url
         self.where = where  # for messages: method and URL, without the query
-        self.status: int = raw.status
-        self.headers: Mapping[str, str] = raw.headers
-        self._raw = raw  # of urllib3 1.26 or 2.x, whose types differ
-        # The standard library's response: urllib3's own readinto copies (measured: 1.08 ms for 1 MiB
-        # through .data, 0.62 this way), and it waits until the buffer is full, deaf to a deadline.
-        self._body = raw._fp
-
-    @property
-    def says_its_end(self) -> bool:
-        """Whether a body without a length ends with a mark, and not just with the connection."""
-        return bool(self._body.chunked)
+        self.status = answer.status
+        self.headers: Headers = answer.headers
+        self.says_its_end = (
+            answer.chunked
+        )  # a body without a length ends with a mark, not with the connection
+        self.finish = answer.finish
+        self._receive_into = answer.receive_into
 
     def receive_into(self, view: memoryview) -> int:
         """What one receive brought, straight into `view`; 0 at the end of the body, wherever that is."""
         try:
-            if self._body.isclosed() or not len(view):
-                return 0
-            if self._body.chunked:
-                data = self._body.read1(len(view))
-                view[: len(data)] = data
-                return len(data)
-            return self._receive_plain(view)
+            return self._receive_into(view)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise TryAgain(f"{self.where}: body broke off: {error!r}") from error
 
@@ -111,26 +91,6 @@ class HttpResponse:
             raise TryAgain(f"{self.where}: {len(data)} of {announced} bytes of body")
         return bytes(data)
 
-    def finish(self) -> None:
-        """Idempotent. One receive is spent on a body that nobody wants: cheaper than to connect anew."""
-        if self.status not in (200, 206) or self._body.length == 0:
-            with suppress(TryAgain):
-                self.receive_into(memoryview(bytearray(_PIECE_BYTES)))
-        if not self._body.isclosed():
-            self._raw.close()
-        self._raw.release_conn()
-
-    def _receive_plain(self, view: memoryview) -> int:
-        length = self._body.length  # what is left of it, counted down here as the library does
-        if length is not None:
-            view = view[:length]
-        count: int = self._body.fp.readinto1(view)
-        if length is not None:
-            self._body.length = length - count
-        if not count or length == count:
-            self._body.close()
-        return count
-
 
 class HttpSession:
     """Thread-safe. Made anew after a fork, never shared with a child: sockets and locks are not."""
@@ -139,11 +99,8 @@ class HttpSession:
         self.budget = RetryBudget()
         self._mount = mount
         self._rule = AddressRule(mount.home.hostname or "", allow_private=mount.allow_private)
-        self._pools = urllib3.PoolManager(num_pools=16, maxsize=_IDLE_CONNECTIONS, ssl_context=mount.tls)
-        self._pools.pool_classes_by_scheme = {  # a documented way to have one's own connections
-            "http": partial(_PlainPool, rule=self._rule),  # type: ignore[dict-item]
-            "https": partial(_TlsPool, rule=self._rule),  # type: ignore[dict-item]
-        }
+        self._lines: OrderedDict[tuple[str, str, int], Lines] = OrderedDict()
+        self._lock = threading.Lock()  # guards _lines
 
     def send(self, method: str, url: str, headers: Mapping[str, str], attempts: Attempts) -> HttpResponse:
         """One request and the redirects it leads to; any status may come back, but no redirect.
@@ -162,7 +119,10 @@ class HttpSession:
         raise UnderStoreError(f"{response.where}: more than {MAX_REDIRECTS} redirects")
 
     def close(self) -> None:
-        self._pools.clear()
+        with self._lock:
+            known, self._lines = list(self._lines.values()), OrderedDict()
+        for lines in known:
+            lines.close()
 
     def _send_once(
         self, method: str, url: str, headers: Mapping[str, str], attempts: Attempts
@@ -171,27 +131,31 @@ class HttpSession:
         where = f"{method} {split.scheme}://{split.netloc}{split.path}"
         wait_s = max(0.001, min(self._mount.silence_s, attempts.remaining_s))
         own = self._mount.credentials if self._trusts(split) else {}
+        request = _request(method, split, {**_BASE_HEADERS, **own, **headers})
         try:
-            pool = self._pools.connection_from_url(url)
-            raw = pool.urlopen(
-                method,
-                split._replace(scheme="", netloc="", fragment="").geturl() or "/",
-                headers={**_BASE_HEADERS, **own, **headers},
-                retries=False,
-                redirect=False,
-                timeout=Timeout(connect=wait_s, read=wait_s),
-                preload_content=False,
-                decode_content=False,
+            answer = self._to(split).ask(
+                request, connect_s=wait_s, silence_s=wait_s, has_body=method != "HEAD"
             )
         except AddressRefused as refused:
             raise PermissionError(f"{where}: {refused}") from refused
-        except SSLError as error:
-            if isinstance(error.args[0] if error.args else None, ssl.SSLCertVerificationError):
-                raise UnderStoreError(f"{where}: {error}") from error
-            raise TryAgain(f"{where}: {error}") from error
-        except HTTPError as error:
-            raise TryAgain(f"{where}: {error}") from error
-        return HttpResponse(raw, url, where)
+        except ssl.SSLCertVerificationError as error:
+            raise UnderStoreError(f"{where}: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise TryAgain(f"{where}: {type(error).__name__}: {error}") from error
+        return HttpResponse(answer, url, where)
+
+    def _to(self, url: SplitResult) -> Lines:
+        there = origin(url)
+        with self._lock:
+            lines = self._lines.get(there)
+            if lines is None:
+                dial = partial(_dial, there, rule=self._rule, tls=self._mount.tls)
+                lines = self._lines[there] = Lines(dial, keep=_IDLE_CONNECTIONS)
+                if len(self._lines) > _HOSTS:
+                    self._lines.popitem(last=False)[1].close()
+            else:
+                self._lines.move_to_end(there)
+        return lines
 
     def _trusts(self, url: SplitResult) -> bool:
         """Whether credentials may go there: the mount's own origin, or the same host's https."""
@@ -215,53 +179,49 @@ class HttpSession:
         return target._replace(netloc=host + port, fragment="").geturl()  # no user and password of theirs
 
 
-class _PlainConnection(HTTPConnection):
-    def __init__(self, *args: Any, rule: AddressRule, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._rule = rule
-
-    def _new_conn(self) -> socket.socket:
-        return _connect(self, self._rule)
-
-
-class _TlsConnection(HTTPSConnection):
-    def __init__(self, *args: Any, rule: AddressRule, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._rule = rule
-
-    def _new_conn(self) -> socket.socket:
-        return _connect(self, self._rule)
+def _request(method: str, url: SplitResult, headers: Mapping[str, str]) -> bytes:
+    """Raises ValueError for what would be read as two headers, or none."""
+    target = url._replace(scheme="", netloc="", fragment="").geturl() or "/"
+    head = [f"{method} {target} HTTP/1.1", f"Host: {url.netloc.rpartition('@')[2]}"]
+    head += [f"{name}: {value}" for name, value in headers.items()]
+    if any("\r" in line or "\n" in line for line in head):
+        raise ValueError(f"{method} {url.scheme}://{url.netloc}{url.path}: a line break in a header")
+    return "\r\n".join([*head, "\r\n"]).encode("latin-1")
 
 
-class _PlainPool(HTTPConnectionPool):
-    ConnectionCls = _PlainConnection
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-def _connect(connection: HTTPConnection, rule: AddressRule) -> socket.socket:
-    """Connects to an address that was judged itself, so that nothing can change between check and use."""
-    host = connection.host.strip("[]")
+def _dial(
+    there: tuple[str, str, int], wait_s: float, *, rule: AddressRule, tls: ssl.SSLContext | None
+) -> socket.socket:
+    scheme, host, port = there
+    sock = _connect(host, port, wait_s, rule)
+    if scheme != "https":
+        return sock
+    context = tls or ssl.create_default_context()  # redirected from http
     try:
-        found = socket.getaddrinfo(host, connection.port, type=socket.SOCK_STREAM)
+        return context.wrap_socket(sock, server_hostname=host)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _connect(host: str, port: int, wait_s: float, rule: AddressRule) -> socket.socket:
+    """Connects to an address that was judged itself, so that nothing can change between check and use."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that no DNS can hold
-        raise NewConnectionError(connection, f"cannot resolve {host}: {error}") from error
+        raise OSError(f"cannot resolve {host}: {error}") from error
     allowed = [entry for entry in found if rule.allows(host, str(entry[4][0]))]
     if not allowed:
         raise AddressRefused(rule.refusal(host, str(found[0][4][0])))
-    assert connection.timeout is not None  # `_send_once` sets it
-    wait_s = connection.timeout / len(allowed)  # of each: one that is dead must not take the time of all
+    each_s = wait_s / len(allowed)  # one that is dead must not take the time of all
     failure: OSError | None = None
     for family, kind, protocol, _, address in allowed:
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(wait_s)
-            for option in connection.socket_options or ():
-                sock.setsockopt(*option)
+            sock.settimeout(each_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.connect(address)
-            sock.settimeout(connection.timeout)  # for the handshake of TLS
+            sock.settimeout(wait_s)  # for the handshake of TLS
         except OSError as error:
             sock.close()
             failure = error
@@ -269,5 +229,5 @@ def _connect(connection: HTTPConnection, rule: AddressRule) -> socket.socket:
             rule.connected(host, str(address[0]))
             return sock
     if isinstance(failure, TimeoutError):
-        raise ConnectTimeoutError(connection, f"connecting to {host} took over {connection.timeout} s")
-    raise NewConnectionError(connection, f"cannot connect to {host}: {failure}")
+        raise TimeoutError(f"connecting to {host} took over {wait_s} s") from failure
+    raise OSError(f"cannot connect to {host}: {failure}") from failure

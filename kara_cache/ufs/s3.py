@@ -29,7 +29,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from kara_cache.errors import ConfigError, StaleVersion, UnderStoreError
-from kara_cache.ufs.object_api import ObjectBody, ObjectFacts, ObjectPage
+from kara_cache.ufs.object_api import ObjectBody, ObjectFacts, ObjectPage, PooledStream
 from kara_cache.ufs.object_store import ObjectStore
 from kara_cache.ufs.options import parse_options
 from kara_cache.ufs.path import check_path
@@ -128,7 +128,7 @@ class S3Api:
                 raise
             headers = found["ResponseMetadata"]["HTTPHeaders"]
             return ObjectBody(
-                found["Body"]._raw_stream,
+                PooledStream(found["Body"]._raw_stream),
                 status=found["ResponseMetadata"]["HTTPStatusCode"],
                 etag=headers.get("etag", ""),
                 content_length=headers.get("content-length", ""),
