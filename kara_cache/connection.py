@@ -8,11 +8,11 @@ retries in C for ever when the kernel times out, so there it is `settimeout`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import ssl
 import struct
+import weakref
 from collections.abc import Iterator
 from time import monotonic
 from typing import Protocol
@@ -63,6 +63,9 @@ class Connection:
         self.deadline = 0.0  # monotonic; set by `send`, may be moved by the owner
         self.stall_s = stall_s  # may be changed by the owner for one exchange
         self._sock = sock
+        # A client nobody closed must not warn about sockets that its user never saw. Not in `__del__`: in
+        # a cycle the collector may come to the socket's own first.
+        weakref.finalize(self, sock.close).atexit = False
         self._recv_into = sock.recv_into
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._wait_all = 0 if self._tls else socket.MSG_WAITALL
@@ -79,11 +82,6 @@ class Connection:
     def __repr__(self) -> str:
         state = "closed" if self._sock.fileno() < 0 else "reused" if self.reused else "fresh"
         return f"<Connection {self.where} {state}>"
-
-    def __del__(self) -> None:
-        # a client nobody closed must not warn about sockets that its user never saw
-        with contextlib.suppress(AttributeError):
-            self._sock.close()
 
     def close(self) -> None:
         """Closes the descriptor, without shutdown or TLS goodbye: the peer may be our parent's as well."""

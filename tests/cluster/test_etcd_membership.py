@@ -95,7 +95,7 @@ def test_workers_come_drain_are_missed_and_go(
     assert membership.view().source == "etcd"
 
     two, one = worker(2, port=7002), worker(1, port=7001)
-    leases = [writer.grant(60), writer.grant(60)]
+    leases = [writer.grant(600), writer.grant(600)]
     member(writer, cluster, two, lease=leases[1])
     member(writer, cluster, one, lease=leases[0])
     view = membership.wait_for(are({1: "active", 2: "active"}), WAIT_S)
@@ -118,7 +118,7 @@ def test_a_view_is_the_same_object_until_something_changes(
 ) -> None:
     membership = follow(etcd.url)
     before = membership.view()
-    lease = writer.grant(60)
+    lease = writer.grant(600)
     writer.put("/elsewhere", b"x")
     member(writer, cluster, worker(1), lease=lease)
     first = membership.wait_for(are({1: "active"}), WAIT_S)
@@ -146,14 +146,14 @@ def test_values_that_are_not_ours_are_skipped_with_one_warning_each(
         assert membership.view().workers == ()
         for key in strange:
             writer.put(key, b"still not")
-        member(writer, cluster, worker(1), lease=writer.grant(60))
+        member(writer, cluster, worker(1), lease=writer.grant(600))
         membership.wait_for(are({1: "active"}), WAIT_S)
         watches = membership.stats().watches
         until(lambda: membership.stats().watches > watches + 1)  # read again and again
     assert caplog.text.count("skipped") == len(strange)
 
     info = worker(2)
-    writer.put(live_prefix(cluster) + info.id, b"garbled", lease=writer.grant(60))
+    writer.put(live_prefix(cluster) + info.id, b"garbled", lease=writer.grant(600))
     member(writer, cluster, info)
     membership.wait_for(are({1: "active", 2: "passive"}), WAIT_S)
 
@@ -161,7 +161,7 @@ def test_values_that_are_not_ours_are_skipped_with_one_warning_each(
 def test_a_quiet_cluster_is_asked_about_and_not_read_again(
     etcd: EtcdServer, writer: EtcdClient, cluster: str, follow: Follow
 ) -> None:
-    member(writer, cluster, worker(1), lease=writer.grant(60))
+    member(writer, cluster, worker(1), lease=writer.grant(600))
     membership = follow(etcd.url, idle_timeout_s=0.05)
     view = membership.view()
     until(lambda: membership.stats().watches > 4)
@@ -191,7 +191,7 @@ def test_an_event_of_one_prefix_hides_none_of_the_other(writer: EtcdClient, clus
 def test_what_changed_unseen_while_cut_off_is_caught_up_after_a_compaction(
     writer: EtcdClient, link: Link, cluster: str, follow: Follow
 ) -> None:
-    leases = {number: writer.grant(60) for number in (1, 2)}
+    leases = {number: writer.grant(600) for number in (1, 2)}
     for number, lease in leases.items():
         member(writer, cluster, worker(number), lease=lease)
     membership = follow(link.url)
@@ -201,7 +201,7 @@ def test_what_changed_unseen_while_cut_off_is_caught_up_after_a_compaction(
     link.cut()
     until(lambda: not membership.stats().connected)
     writer.revoke(leases[1])
-    member(writer, cluster, worker(3), lease=writer.grant(60))
+    member(writer, cluster, worker(3), lease=writer.grant(600))
     writer.delete(live_prefix(cluster) + worker(2).id)
     writer.delete(member_prefix(cluster) + worker(2).id)
     now = writer.txn().header.revision
@@ -219,7 +219,7 @@ def test_a_frozen_connection_is_doubted_and_replaced(
     membership.view()
     until(lambda: membership.stats().connected)
     link.freeze()
-    member(writer, cluster, worker(1), lease=writer.grant(60))
+    member(writer, cluster, worker(1), lease=writer.grant(600))
     until(lambda: not membership.stats().connected)
     link.heal()
     membership.wait_for(are({1: "active"}), WAIT_S)
@@ -237,7 +237,7 @@ def test_whatever_is_written_and_cut_the_view_ends_as_etcd_is(
     for _ in range(150):
         number, act = chance.randrange(6), chance.random()
         if act < 0.4:
-            leases[number] = leases.get(number) or writer.grant(60)
+            leases[number] = leases.get(number) or writer.grant(600)
             member(writer, cluster, worker(number, port=chance.randint(1, 9)), lease=leases[number])
             expected[number] = "active"
         elif act < 0.7 and number in leases:
@@ -262,7 +262,7 @@ def test_while_etcd_is_down_the_view_stays_and_recovers(
     own_etcd: EtcdServer, cluster: str, follow: Follow
 ) -> None:
     with client(own_etcd.url) as writer:
-        member(writer, cluster, worker(1), lease=writer.grant(60))
+        member(writer, cluster, worker(1), lease=writer.grant(600))
         membership = follow(own_etcd.url)
         before = membership.view()
         own_etcd.kill()
@@ -270,7 +270,7 @@ def test_while_etcd_is_down_the_view_stays_and_recovers(
         assert membership.view() is before
 
         own_etcd.start()
-        member(writer, cluster, worker(2), lease=writer.grant(60))
+        member(writer, cluster, worker(2), lease=writer.grant(600))
         membership.wait_for(are({1: "active", 2: "active"}), WAIT_S)
 
 
@@ -278,7 +278,7 @@ def test_while_etcd_is_paused_the_view_stays_and_recovers(
     own_etcd: EtcdServer, cluster: str, follow: Follow
 ) -> None:
     with client(own_etcd.url) as writer:
-        member(writer, cluster, worker(1), lease=writer.grant(60))
+        member(writer, cluster, worker(1), lease=writer.grant(600))
         membership = follow(own_etcd.url, idle_timeout_s=0.2, timeout_s=0.2)
         before = membership.view()
         own_etcd.pause()
@@ -286,7 +286,7 @@ def test_while_etcd_is_paused_the_view_stays_and_recovers(
         assert membership.view() is before
 
         own_etcd.resume()
-        member(writer, cluster, worker(2), lease=writer.grant(60))
+        member(writer, cluster, worker(2), lease=writer.grant(600))
         membership.wait_for(are({1: "active", 2: "active"}), WAIT_S)
 
 
@@ -296,7 +296,7 @@ def test_an_etcd_that_lost_its_data_is_followed_and_revisions_still_grow(
     """As after a restore from a backup: revisions begin again below what clients have seen."""
     with client(own_etcd.url) as writer:
         for number in range(5):
-            member(writer, cluster, worker(number), lease=writer.grant(60))
+            member(writer, cluster, worker(number), lease=writer.grant(600))
         membership = follow(own_etcd.url)
         before = membership.view()
         own_etcd.forget()
@@ -304,7 +304,7 @@ def test_an_etcd_that_lost_its_data_is_followed_and_revisions_still_grow(
         emptied = membership.wait_for(are({}), WAIT_S)
         assert emptied.revision > before.revision
 
-        member(writer, cluster, worker(9), lease=writer.grant(60))
+        member(writer, cluster, worker(9), lease=writer.grant(600))
         assert membership.wait_for(are({9: "active"}), WAIT_S).revision > emptied.revision
 
 
@@ -313,7 +313,7 @@ def test_an_etcd_that_lost_its_data_and_has_as_much_again_is_read_anew(
 ) -> None:
     """Same counts of keys, a higher revision, nothing written since ours: only reading shows it."""
     with Link(own_etcd.port) as link, client(own_etcd.url) as writer:
-        member(writer, cluster, worker(1), lease=writer.grant(60))
+        member(writer, cluster, worker(1), lease=writer.grant(600))
         member(writer, cluster, worker(2))
         membership = follow(link.url)
         before = membership.wait_for(are({1: "active", 2: "passive"}), WAIT_S)
@@ -321,7 +321,7 @@ def test_an_etcd_that_lost_its_data_and_has_as_much_again_is_read_anew(
         until(lambda: not membership.stats().connected)
         own_etcd.forget()
         own_etcd.start()
-        member(writer, cluster, worker(3), lease=writer.grant(60))
+        member(writer, cluster, worker(3), lease=writer.grant(600))
         member(writer, cluster, worker(4))
         until(lambda: writer.put("/x", b"") or writer.txn().header.revision > before.revision + 5)
         link.heal()
@@ -332,7 +332,7 @@ def test_a_start_while_etcd_is_down_begins_with_the_last_view(
     own_etcd: EtcdServer, cluster: str, follow: Follow
 ) -> None:
     with client(own_etcd.url) as writer:
-        member(writer, cluster, worker(1), lease=writer.grant(60))
+        member(writer, cluster, worker(1), lease=writer.grant(600))
         earlier = follow(own_etcd.url)
         known = earlier.wait_for(are({1: "active"}), WAIT_S)
         earlier.close()
@@ -353,7 +353,7 @@ def test_a_start_while_etcd_is_silent_begins_with_the_last_view(
 ) -> None:
     """Silent, not refusing: without a bound the first read of a job would hang here."""
     with client(own_etcd.url) as writer:
-        member(writer, cluster, worker(1), lease=writer.grant(60))
+        member(writer, cluster, worker(1), lease=writer.grant(600))
         earlier = follow(own_etcd.url)
         earlier.wait_for(are({1: "active"}), WAIT_S)
         earlier.close()
@@ -378,7 +378,7 @@ def test_a_first_start_while_etcd_is_down_knows_nobody_and_learns(
 
     own_etcd.start()
     with client(own_etcd.url) as writer:
-        member(writer, cluster, worker(1), lease=writer.grant(60))
+        member(writer, cluster, worker(1), lease=writer.grant(600))
         membership.wait_for(are({1: "active"}), WAIT_S)
 
 
@@ -391,7 +391,7 @@ def test_the_loss_of_the_followed_member_is_no_loss(cluster: str, follow: Follow
         followed = membership.endpoint
         servers.member(followed).kill()
         with client(*(url for url in servers.urls if url != followed)) as writer:
-            until(lambda: _succeeds(lambda: member(writer, cluster, worker(1), lease=writer.grant(60))))
+            until(lambda: _succeeds(lambda: member(writer, cluster, worker(1), lease=writer.grant(600))))
             membership.wait_for(are({1: "active"}), WAIT_S)
         assert membership.endpoint != followed
 
@@ -414,10 +414,10 @@ def test_a_user_that_may_read_both_prefixes_follows(
     membership = follow(own_etcd.url, username="kara", password="pw")
     stranger = follow(own_etcd.url, username="kara", password="wrong")
     with client(own_etcd.url, username="root", password="r00t") as writer:
-        member(writer, cluster, worker(1), lease=writer.grant(60))
+        member(writer, cluster, worker(1), lease=writer.grant(600))
         membership.wait_for(are({1: "active"}), WAIT_S)
         own_etcd.restart()  # forgets all tokens
-        member(writer, cluster, worker(2), lease=writer.grant(60))
+        member(writer, cluster, worker(2), lease=writer.grant(600))
     membership.wait_for(are({1: "active", 2: "active"}), WAIT_S)
     assert not stranger.stats().connected
 
@@ -425,7 +425,7 @@ def test_a_user_that_may_read_both_prefixes_follows(
 def test_threads_that_come_first_together_get_one_view(
     etcd: EtcdServer, writer: EtcdClient, cluster: str, follow: Follow
 ) -> None:
-    member(writer, cluster, worker(1), lease=writer.grant(60))
+    member(writer, cluster, worker(1), lease=writer.grant(600))
     membership = follow(etcd.url)
     together, views = threading.Barrier(8), []
 
@@ -463,7 +463,7 @@ def test_a_membership_that_is_dropped_ends_its_thread(etcd: EtcdServer, cluster:
 def test_close_ends_the_thread_and_keeps_the_view(
     etcd: EtcdServer, writer: EtcdClient, cluster: str, follow: Follow
 ) -> None:
-    member(writer, cluster, worker(1), lease=writer.grant(60))
+    member(writer, cluster, worker(1), lease=writer.grant(600))
     before = set(followers())
     membership = follow(etcd.url, idle_timeout_s=100)
     view = membership.view()
@@ -524,13 +524,13 @@ def test_forked_children_have_a_view_while_it_changes(
     etcd: EtcdServer, writer: EtcdClient, cluster: str, follow: Follow
 ) -> None:
     """200 forks, the watch busy all the while: a lock held by another thread at fork would hang one."""
-    member(writer, cluster, worker(0), lease=writer.grant(60))
+    member(writer, cluster, worker(0), lease=writer.grant(600))
     membership = follow(etcd.url, idle_timeout_s=0.02)  # re-reads, re-watches and publishes all the time
     membership.view()
     stop = threading.Event()
 
     def churn() -> None:
-        lease = writer.grant(60)
+        lease = writer.grant(600)
         while not stop.is_set():
             for port in (1, 2):
                 member(writer, cluster, worker(1, port=port), lease=lease)
@@ -569,9 +569,9 @@ def test_a_forked_child_follows_on_its_own_and_leaves_the_parents_watch_alone(
         return states(membership.view()) == {1: "active"}
 
     children = [in_child(child) for _ in range(4)]
-    member(writer, cluster, worker(1), lease=writer.grant(60))
+    member(writer, cluster, worker(1), lease=writer.grant(600))
     assert [exit_code(pid) for pid in children] == [0] * 4
-    member(writer, cluster, worker(2), lease=writer.grant(60))
+    member(writer, cluster, worker(2), lease=writer.grant(600))
     membership.wait_for(are({1: "active", 2: "active"}), WAIT_S)
     assert membership.stats().failures == 0
 
@@ -580,7 +580,7 @@ def test_a_child_of_a_child_begins_with_what_was_known(
     own_etcd: EtcdServer, cluster: str, follow: Follow
 ) -> None:
     with client(own_etcd.url) as writer:
-        member(writer, cluster, worker(1), lease=writer.grant(60))
+        member(writer, cluster, worker(1), lease=writer.grant(600))
     membership = follow(own_etcd.url)
     membership.wait_for(are({1: "active"}), WAIT_S)
     own_etcd.kill()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import ssl
 import threading
+import warnings
 from collections.abc import Iterator
 from time import monotonic
 
@@ -48,6 +50,24 @@ def pair() -> Iterator[Pair]:
     made = Pair()
     yield made
     made.close()
+
+
+def test_a_connection_that_is_collected_in_a_cycle_closes_its_socket_without_a_warning() -> None:
+    class Owner:
+        connection: Connection
+        me: Owner
+
+    ours, peer = socket.socketpair()
+    owner = Owner()
+    owner.me, owner.connection = owner, Connection(ours, "peer", stall_s=FAR_S)
+    del ours, owner
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gc.collect()
+    assert [str(one.message) for one in caught] == []
+    peer.settimeout(FAR_S)
+    assert peer.recv(1) == b"", "the other end sees it closed"
+    peer.close()
 
 
 def test_body_goes_into_the_callers_buffer_whatever_came_with_the_head(pair: Pair) -> None:
