@@ -21,6 +21,11 @@ class AccessControl:
         self._clock = clock
         self._grants: dict[tuple[bytes, bytes], int] = {}  # (token, file) -> when it expires
 
+    @property
+    def tokens_needed(self) -> bool:
+        """False where everybody may do everything."""
+        return bool(self._secrets)
+
     def open_to(self, connection: RequestConnection) -> bool:
         return not self._secrets or connection.local
 

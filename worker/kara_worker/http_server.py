@@ -16,13 +16,16 @@ import ssl
 import struct
 import time
 from collections import deque
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from kara_cache.errors import FormatError
 from kara_cache.wire import MAX_HEAD_BYTES
 from kara_worker.http_body import BodyDecoder
 from kara_worker.http_request import REASONS, Request, body_decoder
 from kara_worker.output import Item, Output, SocketOutput, TransportOutput
+from kara_worker.ready_sockets import Listener, ReadySockets
+from kara_worker.socket_transport import SocketTransport
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ HEAD_TIMEOUT_S = 30.0  # a request head must be complete in this time (slowloris
 STALL_TIMEOUT_S = 60.0  # a peer that takes no byte for so long is dropped
 IDLE_TIMEOUT_S = 600.0  # keep-alive without a request
 _SWEEP_S = 5.0
+_BACKLOG = 1024
 _BODY_HIGH = 1 << 20  # unread body bytes after which the socket is no longer read
 
 
@@ -50,6 +54,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, application: Application, server: HttpServer) -> None:
         self._application = application
+        self._try_fast = application.try_fast
         self._server = server
         self._buffer = b""
         self._task: asyncio.Task[None] | None = None
@@ -59,18 +64,19 @@ class Connection(asyncio.Protocol):
         self._body_event = asyncio.Event()
         self._reading_paused = False
         self._lost = False
+        self.deferred = False  # set by who queued an answer that `flush` is to send
         self.since = time.monotonic()  # when it became idle, or the current head began to arrive
         self.local = False  # a unix socket whose peer has our uid
         self.close_after = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+    def connection_made(self, transport: Any) -> None:
+        """`transport` is a SocketTransport, or asyncio's (or uvloop's, one in all but name) over TLS."""
         self.transport = transport
         sock = transport.get_extra_info("socket")
         self.local = sock.family == socket.AF_UNIX
         if self.local and not self._server.trusts_peer(sock):
             transport.abort()
-        plain = transport.get_extra_info("sslcontext") is None
+        plain = isinstance(transport, SocketTransport)
         output = SocketOutput if plain else TransportOutput
         self.output: Output = output(self._server.loop, transport)
         self._server.connections.add(self)
@@ -91,11 +97,18 @@ class Connection(asyncio.Protocol):
         self.output.resume()
 
     def data_received(self, data: bytes) -> None:
+        if self._task is None and not self._buffer and not self.deferred:
+            # nearly always: one request without a body, whole
+            end = data.find(b"\r\n\r\n")
+            if end == len(data) - 4:
+                self.since = time.monotonic()
+                self._answer(data[:end])
+                return
         if self._body is not None:
             self._feed_body(data)
             return
         self._buffer = self._buffer + data if self._buffer else data
-        if self._task is None:
+        if self._task is None and not self.deferred:
             self._advance()
         elif len(self._buffer) > MAX_HEAD_BYTES and not self._reading_paused:
             self._reading_paused = True
@@ -104,6 +117,22 @@ class Connection(asyncio.Protocol):
     def send(self, *items: Item) -> bool:
         """Queues and sends; True when all is with the kernel (see Output.send)."""
         return self.output.send(*items)
+
+    def defer(self, flush: Callable[[], None]) -> None:
+        """Calls `flush` when what is readable on all connections has been read."""
+        self._server.ready.defer(flush)
+
+    def flush(self) -> None:
+        """Sends what `output.put` queued while `deferred`; then the next request has its turn."""
+        self.deferred = False
+        if not self.output.flush():
+            self._start_task(self._wait_output())
+        elif self._buffer:
+            self._server.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._task is None and not self.deferred:
+            self._advance()
 
     async def drain(self) -> None:
         await self.output.drain()
@@ -121,14 +150,21 @@ class Connection(asyncio.Protocol):
                 return
             head, self._buffer = self._buffer[:end], self._buffer[end + 4 :]
             self.since = time.monotonic()
-            if self._application.try_fast(self, head):
-                if not self.output.pending:
-                    continue
-                # responses must not overtake one another: go on when this one is out
-                self._start_task(self._wait_output())
-            else:
-                self._start_request(head)
-            return
+            if not self._answer(head):
+                return
+
+    def _answer(self, head: bytes) -> bool:
+        """Whether the answer is out, and the next request's turn."""
+        if not self._try_fast(self, head):
+            self._start_request(head)
+            return False
+        if self.deferred:
+            return False
+        if self.output.pending:
+            # responses must not overtake one another: go on when this one is out
+            self._start_task(self._wait_output())
+            return False
+        return True
 
     def _start_request(self, head: bytes) -> None:
         try:
@@ -267,20 +303,46 @@ class HttpServer:
     def __init__(self, application: Application, *, name: str) -> None:
         self._application = application
         self._name = name
-        self._servers: list[asyncio.AbstractServer] = []
+        self._servers: list[asyncio.AbstractServer | Listener] = []
         self._sweeper: asyncio.Task[None] | None = None
         self.connections: set[Connection] = set()
         self.loop = asyncio.get_running_loop()
+        self.ready = ReadySockets(self.loop)
 
     async def listen_tcp(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
         """Starts a listener and returns its port."""
-        server = await self.loop.create_server(self._connection, host, port, ssl=tls, backlog=1024)
-        self._remember(server)
-        return int(server.sockets[0].getsockname()[1])
+        if tls is not None:
+            server = await self.loop.create_server(self._connection, host, port, ssl=tls, backlog=_BACKLOG)
+            self._remember(server)
+            return int(server.sockets[0].getsockname()[1])
+        found = await self.loop.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        ports = []
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+            # inherited by every connection: a small answer must not wait for the one before it
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._remember(Listener(self.loop, self.ready, listening, self._accepted))
+            ports.append(int(listening.getsockname()[1]))
+        return ports[0]
 
     async def listen_unix(self, path: str) -> None:
         """Starts a listener for processes of our own uid on this host."""
-        self._remember(await self.loop.create_unix_server(self._connection, path, backlog=1024))
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listening.bind(path)
+            listening.listen(_BACKLOG)
+        except OSError:
+            listening.close()
+            raise
+        self._remember(Listener(self.loop, self.ready, listening, self._accepted))
+
+    def _accepted(self, sock: socket.socket) -> None:
+        connection = self._connection()
+        transport = SocketTransport(self.loop, self.ready, sock, connection)
+        connection.connection_made(transport)
+        transport.resume_reading()
 
     def trusts_peer(self, sock: Any) -> bool:
         """Same uid, or root, who could read our files anyway (SO_PEERCRED: pid, uid, gid)."""
@@ -294,7 +356,7 @@ class HttpServer:
     def _connection(self) -> Connection:
         return Connection(self._application, self)
 
-    def _remember(self, server: asyncio.AbstractServer) -> None:
+    def _remember(self, server: asyncio.AbstractServer | Listener) -> None:
         self._servers.append(server)
         if self._sweeper is None:
             self._sweeper = self.loop.create_task(self._sweep())
@@ -321,3 +383,5 @@ class HttpServer:
             await asyncio.sleep(0.02)
         for connection in list(self.connections):
             connection.transport.abort()
+        await asyncio.sleep(0)  # they close their sockets
+        self.ready.close()

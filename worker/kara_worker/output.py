@@ -1,8 +1,6 @@
 """What a connection still has to send: bytes, parts of page files, descriptors. In order, never blocking.
 
-Page files go out by sendfile straight from the page cache of the kernel. The socket is written
-through a duplicate of the transport's descriptor: asyncio (and uvloop) allow `add_writer` only on a
-descriptor that is not a transport's own.
+Page files go out by sendfile straight from the page cache of the kernel.
 """
 
 from __future__ import annotations
@@ -14,9 +12,10 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from kara_worker.page_store import StoredPage
+from kara_worker.socket_transport import SocketTransport
 
 _GATHER = 64  # buffers in one sendmsg; far below IOV_MAX
 _TLS_CHUNK = 256 << 10
@@ -56,6 +55,14 @@ class Output(Protocol):
 
         Memory given as memoryview may be reused by the caller as soon as this returns.
         """
+        ...
+
+    def put(self, item: bytes | PageSlice) -> None:
+        """Queues, for a `flush` to come."""
+        ...
+
+    def flush(self) -> bool:
+        """Sends what the peer takes now; True when nothing is left."""
         ...
 
     async def drain(self) -> None:
@@ -108,46 +115,45 @@ class _Waiting:
 
 
 class SocketOutput(_Waiting):
-    """Plain TCP or unix socket."""
+    """Plain TCP or unix socket. Owns it: a thread may still be sending when the connection has ended."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: SocketTransport) -> None:
         super().__init__(loop)
         self._transport = transport
-        self._socket = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-        self._socket.setblocking(False)
+        self._socket = transport.socket
+        self._send = self._socket.send
         self._fd = self._socket.fileno()
         self._watching = False
         self._in_thread = False
 
     def send(self, *items: Item) -> bool:
-        if len(items) == 2 and type(items[1]) is memoryview and not (self._queue or self._in_thread):
-            # most answers are a head and a small body, and the peer takes both: no need of a queue
-            items = self._send_now(items)
-            if not items:
-                return True
         self._queue.extend(items)
-        if self._watching or self._in_thread:
-            self._own_memory()
-            return False
-        if self._flush():
+        if self.flush():
             return True
         self._own_memory()
         return False
 
-    def _send_now(self, buffers: tuple[Any, ...]) -> tuple[Item, ...]:
-        """What the peer did not take of bytes that are all in memory."""
-        try:
-            sent = self._socket.sendmsg(buffers)
-        except BlockingIOError:
-            return buffers
-        except OSError:
-            self._fail()
-            return ()
-        self.last_progress = time.monotonic()
-        while buffers and sent >= len(buffers[0]):
-            sent -= len(buffers[0])
-            buffers = buffers[1:]
-        return (memoryview(buffers[0])[sent:], *buffers[1:]) if sent else buffers
+    def put(self, item: bytes | PageSlice) -> None:
+        self._queue.append(item)
+
+    def flush(self) -> bool:
+        if self._watching or self._in_thread:
+            return False
+        queue = self._queue
+        if len(queue) == 1 and type(data := queue[0]) is bytes:
+            # most answers are one piece of memory, and the peer takes it whole
+            try:
+                sent = self._send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._fail()
+                return True
+            if sent == len(data):
+                queue.clear()
+                return True
+            queue[0] = memoryview(data)[sent:]
+        return self._flush()
 
     def resume(self) -> None:
         """Nothing to do: this output watches its own descriptor."""
@@ -163,8 +169,8 @@ class SocketOutput(_Waiting):
                     self._send_descriptors(item)
                 else:
                     self._send_buffers()
-                self.last_progress = time.monotonic()
         except BlockingIOError:
+            self.last_progress = time.monotonic()
             self._watch()
             return False
         except (OSError, ValueError):
@@ -189,6 +195,14 @@ class SocketOutput(_Waiting):
 
     def _send_buffers(self) -> None:
         queue = self._queue
+        if len(queue) == 2 and type(queue[1]) is PageSlice:
+            head = queue[0]
+            assert not isinstance(head, (PageSlice, DescriptorMessage))
+            if (sent := self._send(head, socket.MSG_MORE)) == len(head):
+                queue.popleft()
+            else:
+                queue[0] = memoryview(head)[sent:]
+            return
         buffers: list[bytes | bytearray | memoryview] = []
         for item in queue:
             if isinstance(item, (PageSlice, DescriptorMessage)) or len(buffers) == _GATHER:
@@ -280,12 +294,15 @@ class TransportOutput(_Waiting):
 
     def send(self, *items: Item) -> bool:
         self._queue.extend(items)
-        if self._flush():
+        if self.flush():
             return True
         self._own_memory()
         return False
 
-    def _flush(self) -> bool:
+    def put(self, item: bytes | PageSlice) -> None:
+        self._queue.append(item)
+
+    def flush(self) -> bool:
         while self._queue and not self.paused and not self._closed:
             item = self._queue.popleft()
             if isinstance(item, DescriptorMessage):
@@ -313,7 +330,7 @@ class TransportOutput(_Waiting):
 
     def resume(self) -> None:
         self.paused = False
-        if self._flush():
+        if self.flush():
             self._wake()
 
     def close(self) -> None:

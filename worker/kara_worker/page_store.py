@@ -16,13 +16,16 @@ class StoredPage:
     last holder lets go (CPython's reference count), so never keep `fd` without the object.
     """
 
-    __slots__ = ("fd", "header", "in_memory_until", "offset")
+    __slots__ = ("__weakref__", "fd", "head", "header", "in_memory_until", "offset", "touch_at")
 
     def __init__(self, fd: int, offset: int, header: PageHeader) -> None:
         self.fd = fd
         self.offset = offset  # of the first data byte in fd
         self.header = header
-        self.in_memory_until = 0.0  # monotonic; a hint of who sends the page, to look again only then
+        # hints of who sends the page
+        self.in_memory_until = 0.0  # monotonic; to look again only then
+        self.touch_at = 0.0  # monotonic; uses before then are one with the last that was told
+        self.head = b""  # of the answer that is the whole page
 
 
 @dataclass(frozen=True, slots=True)

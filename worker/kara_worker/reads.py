@@ -1,28 +1,24 @@
-"""One range of one file: hits at once from the event loop, everything else streamed while it arrives."""
+"""One range of one file the general way: from disk, or streamed while it arrives from a store."""
 
 from __future__ import annotations
 
-import mmap
-import time
 from collections.abc import AsyncIterator, Sequence
 
 from kara_cache.checksum import checksum
 from kara_cache.errors import PageCorrupt
-from kara_cache.page import PageId
 from kara_cache.wire import PAGE_HEADER, SOURCE_HEADER, STAGES_HEADER, SUM_HEADER
 from kara_worker.fill import Fill
+from kara_worker.hit_reads import head_of_hits
 from kara_worker.http_request import Request
-from kara_worker.http_server import Connection
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.output import PageSlice, SocketOutput
 from kara_worker.page_cache import CachedPart, FileRef, FillPart, PageCache, Part
 from kara_worker.served_stages import ServedStages
-from kara_worker.verified_read import in_memory, read_verified, read_verified_copy
+from kara_worker.verified_read import in_memory, read_verified_copy
 
 SIGN_OF_LIFE_S = 1.0  # the longest silence of a worker that waits for a store
 _RESERVE = 32  # bytes held back while a fill runs, to be sent one by one as signs of life
 _CHUNK = 256 << 10
-_COPY_BYTES = 32 << 10  # up to here one read and one send are cheaper than a probe, a head and a sendfile
 _SEND_STALL_S = 60.0
 _PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 
@@ -35,82 +31,7 @@ class Reads:
         self._cache = cache
         self._metrics = metrics
         self._page_bytes = cache.page_bytes
-        # a range cuts at most two pages: its first and its last
-        self._scratch = memoryview(mmap.mmap(-1, 2 * cache.page_bytes))
-        self._hit = (
-            "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n"
-            f"{PAGE_HEADER}: {cache.page_bytes}\r\n{SOURCE_HEADER}: hit\r\n{SUM_HEADER}: %b\r\n\r\n"
-        ).encode()
-
-    def try_hits(self, connection: Connection, ref: FileRef, start: int, stop: int) -> bool:
-        """Answers at once if every page is open and in memory; else nothing was sent and nothing counted."""
-        began = time.perf_counter()
-        index = start // self._page_bytes
-        if stop <= (index + 1) * self._page_bytes:
-            return self._try_page(connection, ref, index, start, stop, began)
-        pages = self._cache.peek(ref, start, stop)
-        if pages is None:
-            return False
-        items: list[memoryview | PageSlice] = []
-        sums: list[str] = []
-        page_bytes, free = self._page_bytes, self._scratch
-        at = start
-        try:
-            for page in pages:
-                header = page.header
-                base = header.page.index * page_bytes
-                first, last = at - base, min(stop - base, header.length)
-                if last - first == header.length:
-                    if not in_memory(page):
-                        return False
-                    items.append(PageSlice(page, page.offset, header.length))
-                    sums.append(f"{header.page_sum:016x}")
-                else:
-                    data = read_verified(page, first, last, free, wait=False)
-                    free = free[page_bytes:]
-                    items.append(data)
-                    sums.append(f"{checksum(data):016x}")
-                at = base + last
-        except (BlockingIOError, PageCorrupt):
-            return False
-        connection.send(self._hit_head(stop - start, sums), *items)
-        metrics = self._metrics
-        metrics.page_hits += len(pages)
-        metrics.served[ref.mount.name].cache_bytes += stop - start
-        metrics.hot_paths.read(ref)
-        metrics.hot_read.observe(time.perf_counter() - began)
-        return True
-
-    def _try_page(
-        self, connection: Connection, ref: FileRef, index: int, start: int, stop: int, began: float
-    ) -> bool:
-        """The same for a range within one page, which is what most requests are for."""
-        page = self._cache.pages.peek(PageId(ref.file_id, index))
-        if page is None:
-            return False
-        header, count = page.header, stop - start
-        item: memoryview | PageSlice
-        if count == header.length and count > _COPY_BYTES:
-            if not in_memory(page):
-                return False
-            item, total = PageSlice(page, page.offset, count), header.page_sum
-        else:
-            first = start - index * self._page_bytes
-            try:
-                item = read_verified(page, first, first + count, self._scratch, wait=False)
-            except (BlockingIOError, PageCorrupt):
-                return False
-            total = header.page_sum if count == header.length else checksum(item)
-        connection.send(self._hit % (count, b"%016x" % total), item)
-        metrics = self._metrics
-        metrics.page_hits += 1
-        metrics.served[ref.mount.name].cache_bytes += count
-        metrics.hot_paths.read(ref)
-        metrics.hot_read.observe(time.perf_counter() - began)
-        return True
-
-    def _hit_head(self, length: int, sums: Sequence[str]) -> bytes:
-        return self._hit % (length, ",".join(sums).encode())
+        self._head = head_of_hits(cache.page_bytes)
 
     async def respond(self, request: Request, ref: FileRef, start: int, stop: int, *, keep: bool) -> None:
         """The range as a response, from wherever its pages are; errors before the first byte raise."""
@@ -154,7 +75,7 @@ class Reads:
             sums.append(f"{checksum(data):016x}")
         stages.opened()
         length = parts[-1].stop - parts[0].start
-        head = self._hit_head(length, sums)
+        head = self._head % (length, ",".join(sums).encode())
         if cold:
             stages.sent_from_disk()
         head = head[:-2] + f"{STAGES_HEADER}: {stages}\r\n\r\n".encode()

@@ -24,6 +24,7 @@ from kara_worker.access import AccessControl
 from kara_worker.client_totals import ClientTotals
 from kara_worker.explain import explain
 from kara_worker.file_facts import FileFacts
+from kara_worker.hit_reads import HitReads
 from kara_worker.http_request import Request
 from kara_worker.http_server import Connection
 from kara_worker.metrics import WorkerMetrics
@@ -37,7 +38,6 @@ from kara_worker.upload import upload
 
 V = TypeVar("V")
 _READ = f"GET {PREFIX}/read?".encode()
-_MAX_TARGETS = 65536
 _MAX_DESCRIPTORS = 64  # in one message; the kernel's own limit is 253 (SCM_MAX_FD)
 _LIST_BATCH = 256
 _JSON_LIMIT = 1 << 20
@@ -74,7 +74,7 @@ class PageServer:
         self._slow_reads = SlowReads(metrics.mean_store_seconds)
         self._reads = Reads(cache, metrics)
         self._ranges = Ranges(cache, self._reads, metrics)
-        self._targets: dict[bytes, FileRef] = {}
+        self._hits = HitReads(cache, access, metrics)
         self.draining = False
         self.last_request = time.monotonic()
         self._routes: dict[tuple[str, str], tuple[str, Handler]] = {
@@ -103,21 +103,8 @@ class PageServer:
     def try_fast(self, connection: Connection, head: bytes) -> bool:
         if not head.startswith(_READ) or self.draining:
             return False
-        line_end = head.find(b" HTTP/1.1")
-        at = head.rfind(b"&start=", 0, line_end)
-        file = head[len(_READ) : at]
-        ref = self._targets.get(file)
-        if ref is None or not self._access.granted(connection, head, file):
-            return False
-        start_text, _, length_text = head[at + 7 : line_end].partition(b"&length=")
-        if not (start_text.isdigit() and length_text.isdigit()):
-            return False
-        start = int(start_text)
-        stop = min(start + min(int(length_text), MAX_READ_BYTES), ref.size)
-        if start >= stop or b"onnection: close" in head:
-            return False
-        self.last_request = time.monotonic()
-        return self._reads.try_hits(connection, ref, start, stop)
+        self.last_request = connection.since
+        return self._hits.try_answer(connection, head)
 
     async def handle(self, request: Request) -> None:
         began = self.last_request = time.monotonic()
@@ -152,7 +139,7 @@ class PageServer:
 
     def forget_targets(self) -> None:
         """After the mount table changed."""
-        self._targets.clear()
+        self._hits.forget()
         self._facts.clear()
 
     # -- reading ------------------------------------------------------------------------------------
@@ -166,9 +153,7 @@ class PageServer:
         self._access.grant(request, file, path)
         keep = request.query.get("keep") != "0"
         if keep and file:
-            if len(self._targets) >= _MAX_TARGETS:
-                self._targets.clear()
-            self._targets[file] = ref
+            self._hits.know(file, ref)
         await self._reads.respond(request, ref, start, min(start + length, ref.size), keep=keep)
 
     def _ref(self, request: Request) -> FileRef:

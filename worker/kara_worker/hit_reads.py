@@ -1,0 +1,223 @@
+"""Reads of pages that are open and in memory, answered at once: no task, no wait, few steps.
+
+Everything here is for the request that a worker gets most: a few thousand bytes that it has. Files are
+found by the bytes of the request itself; what has to be checked again only now and then (a page's use told
+to the eviction policy, a large page's residence) is remembered for a moment; answers of one
+round of the event loop leave together.
+"""
+
+from __future__ import annotations
+
+import mmap
+from bisect import bisect_left
+from time import monotonic
+from weakref import ref as weak
+
+from kara_cache.checksum import checksum
+from kara_cache.errors import PageCorrupt
+from kara_cache.page import PageId
+from kara_cache.wire import MAX_READ_BYTES, PAGE_HEADER, PREFIX, SOURCE_HEADER, SUM_HEADER
+from kara_worker.access import AccessControl
+from kara_worker.hot_paths import SAMPLE
+from kara_worker.http_server import Connection
+from kara_worker.metrics import LATENCY_BOUNDS_S, WorkerMetrics
+from kara_worker.output import PageSlice
+from kara_worker.page_cache import FileRef, PageCache
+from kara_worker.page_store import StoredPage
+from kara_worker.verified_read import in_memory, read_verified
+
+_READ = f"GET {PREFIX}/read?".encode()
+_MAX_FILES = 65536
+_MAX_NEAR = 4096  # pages of one file that are remembered
+_MAX_FIELDS = 64  # kinds of header fields that are remembered: one for each program and token
+_MOMENT_S = 0.1  # uses of a page within it are one use (correlated references: O'Neil et al., SIGMOD 1993)
+_COPY_BYTES = 32 << 10  # up to here one read and one send are cheaper than a probe, a head and a sendfile
+
+
+def head_of_hits(page_bytes: int) -> bytes:
+    """Of answers that are all from SSD: to be formatted with their length and sums."""
+    return (
+        "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n"
+        f"{PAGE_HEADER}: {page_bytes}\r\n{SOURCE_HEADER}: hit\r\n{SUM_HEADER}: %b\r\n\r\n"
+    ).encode()
+
+
+class _File:
+    """One version of a file that was read before."""
+
+    __slots__ = ("near", "query", "ref", "size")
+
+    def __init__(self, ref: FileRef, query: bytes) -> None:
+        self.ref = ref
+        self.query = query
+        self.size = ref.size
+        self.near: dict[int, weak[StoredPage]] = {}  # pages that were used lately; alive while open
+
+
+class HitReads:
+    """Event loop only. A whole page larger than a few blocks goes out by sendfile under the sum of its fill,
+    unread by us (the client verifies it); all else is verified here before it is sent."""
+
+    def __init__(self, cache: PageCache, access: AccessControl, metrics: WorkerMetrics) -> None:
+        self._pages = cache.pages
+        self._access = access
+        self._metrics = metrics
+        self._page_bytes = cache.page_bytes
+        # a range cuts at most two pages: its first and its last
+        self._scratch = memoryview(mmap.mmap(-1, 2 * cache.page_bytes))
+        self._files: dict[bytes, _File] = {}
+        self._plain_fields: set[bytes] = set()
+        self._turn = 0  # of the sample of hot paths
+        self._answered: list[Connection] = []  # whose answers leave at the end of the round
+        self._head = head_of_hits(cache.page_bytes)
+
+    def know(self, query: bytes, ref: FileRef) -> None:
+        """A read whose query began with these bytes, up to the range, was for this file."""
+        if len(self._files) >= _MAX_FILES:
+            self._files.clear()
+        self._files[_READ + query] = _File(ref, query)
+
+    def forget(self) -> None:
+        """After the mount table changed."""
+        self._files.clear()
+
+    def try_answer(self, connection: Connection, head: bytes) -> bool:
+        """Answers the request; False, and nothing was sent or counted, if it needs the general way."""
+        end = head.find(b" HTTP/1.1\r\n")
+        at = head.rfind(b"&start=", 0, end)
+        file = self._files.get(head[:at])
+        if file is None:
+            return False
+        fields = head[end:]
+        if fields not in self._plain_fields and not self._is_plain(fields):
+            return False
+        if self._access.tokens_needed and not self._access.granted(connection, head, file.query):
+            return False
+        start_text, _, length_text = head[at + 7 : end].partition(b"&length=")
+        if not (start_text.isdigit() and length_text.isdigit()):
+            return False
+        start = int(start_text)
+        stop = min(start + min(int(length_text), MAX_READ_BYTES), file.size)
+        index = start // self._page_bytes
+        first = start - index * self._page_bytes
+        if start >= stop:
+            return False
+        if first + stop - start > self._page_bytes:
+            return self._try_pages(connection, file, start, stop)
+        page = self._find(file, index, connection.since)
+        return page is not None and self._try_page(connection, file.ref, page, first, stop - start)
+
+    def _is_plain(self, fields: bytes) -> bool:
+        """Whether the header fields ask for nothing but the answer; bodies and ends are the general way's."""
+        lower = fields.lower()
+        if b"\r\nconnection: close" in lower or b"\r\ncontent-length:" in lower or b"\r\ntransfer-" in lower:
+            return False
+        if len(self._plain_fields) >= _MAX_FIELDS:
+            self._plain_fields.clear()
+        self._plain_fields.add(fields)
+        return True
+
+    def _find(self, file: _File, index: int, now: float) -> StoredPage | None:
+        """The page if it is open. Its use is told to the store, but not more than once in a moment."""
+        known = file.near.get(index)
+        if known is not None and (page := known()) is not None and now < page.touch_at:
+            return page
+        page = self._pages.peek(PageId(file.ref.file_id, index))
+        if page is not None:
+            page.touch_at = now + _MOMENT_S
+            self._metrics.hot_paths.seen(file.ref)
+            if len(file.near) >= _MAX_NEAR:
+                file.near.clear()
+            file.near[index] = weak(page)
+            self._metrics.hot_paths.seen(file.ref)
+        return page
+
+    def _try_page(
+        self, connection: Connection, ref: FileRef, page: StoredPage, first: int, count: int
+    ) -> bool:
+        """Bytes of one page, which is what most requests are for."""
+        length, output = page.header.length, connection.output
+        if count == length and count > _COPY_BYTES:
+            if not in_memory(page):
+                return False
+            output.put(page.head or self._keep_head(page))
+            output.put(PageSlice(page, page.offset, count))
+        else:
+            try:
+                data = read_verified(page, first, first + count, self._scratch, wait=False)
+            except (BlockingIOError, PageCorrupt):
+                return False
+            if count == length:
+                head = page.head or self._keep_head(page)
+            else:
+                head = self._head % (count, b"%016x" % checksum(data))
+            if count > _COPY_BYTES:
+                connection.send(head, data)
+                self._count(ref, 1, count)
+                self._metrics.hot_read.observe(monotonic() - connection.since)
+                return True
+            output.put(b"".join((head, data)))
+        self._count(ref, 1, count)
+        self._send_soon(connection)
+        return True
+
+    def _keep_head(self, page: StoredPage) -> bytes:
+        page.head = self._head % (page.header.length, b"%016x" % page.header.page_sum)
+        return page.head
+
+    def _try_pages(self, connection: Connection, file: _File, start: int, stop: int) -> bool:
+        """The same for a range across pages."""
+        items: list[memoryview | PageSlice] = []
+        sums: list[str] = []
+        page_bytes, free, at, now = self._page_bytes, self._scratch, start, connection.since
+        try:
+            while at < stop:
+                index = at // page_bytes
+                page = self._find(file, index, now)
+                if page is None:
+                    return False
+                length, base = page.header.length, index * page_bytes
+                first, last = at - base, min(stop - base, length)
+                if last - first == length:
+                    if not in_memory(page):
+                        return False
+                    items.append(PageSlice(page, page.offset, length))
+                    sums.append(f"{page.header.page_sum:016x}")
+                else:
+                    data = read_verified(page, first, last, free, wait=False)
+                    free = free[page_bytes:]
+                    items.append(data)
+                    sums.append(f"{checksum(data):016x}")
+                at = base + last
+        except (BlockingIOError, PageCorrupt):
+            return False
+        connection.send(self._head % (stop - start, ",".join(sums).encode()), *items)
+        self._count(file.ref, len(items), stop - start)
+        self._metrics.hot_read.observe(monotonic() - now)
+        return True
+
+    def _count(self, ref: FileRef, pages: int, count: int) -> None:
+        metrics = self._metrics
+        metrics.page_hits += pages
+        metrics.served[ref.mount.name].cache_bytes += count
+        self._turn += 1
+        if self._turn == SAMPLE:
+            self._turn = 0
+            metrics.hot_paths.sampled(ref.path)
+
+    def _send_soon(self, connection: Connection) -> None:
+        if not self._answered:
+            connection.defer(self._send_all)
+        connection.deferred = True
+        self._answered.append(connection)
+
+    def _send_all(self) -> None:
+        """The answers of one round."""
+        answered, self._answered = self._answered, []
+        for connection in answered:
+            connection.flush()
+        now, cell = monotonic(), self._metrics.hot_read
+        for connection in answered:
+            seconds = now - connection.since
+            cell.counts[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
+            cell.total_s += seconds
