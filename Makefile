@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := varnishd=varnish memcached=memcached redis-server=redis-server fusermount3=fuse3 ibv_devices=ibverbs-utils gcc=gcc
 PYTHONS := 3.11 3.12 3.13 3.10 3.14
 MATRIX := 3.10 3.12 3.13
 PROGRAMS := etcd=etcd-server nginx=nginx strace=strace ip=iproute2 curl=curl promtool=prometheus
@@ -37,7 +38,8 @@ lint: $(VENV)/.dev ## style, types (mypy strict) and import rules
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.dev programs ## side by side with peers, prints ratios
+bench: $(VENV)/.all programs ## side by side with peers: ratios, and a report in docs/benchmarks; ARGS="--only peers,growth"
+	@[ -e $(VENV)/.peers ] || { .ci/debian $(PEERS) && touch $(VENV)/.peers; } || true
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 bench-rows: $(VENV)/.all programs ## rows beside LMDB, array_record, litdata, MosaicML streaming and kara-storage

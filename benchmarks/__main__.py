@@ -1,4 +1,7 @@
-"""Runs the comparisons and writes the report: `python -m benchmarks [--quick] [--only NAME] ...`."""
+"""Runs the comparisons and writes the report: `python -m benchmarks [--quick] [--only NAME,NAME] ...`.
+
+A name means every case that begins with it: `growth` is all that grow, `growth-pages` one of them.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,24 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 from benchmarks import machine, report
-from benchmarks.cases import batch, client, cold, corrupt, faces, same_host, worker
+from benchmarks.cases import (
+    batch,
+    client,
+    cold,
+    corrupt,
+    faces,
+    peers,
+    same_host,
+    servers,
+    worker,
+)
+from benchmarks.peers import all as everybody
+from benchmarks.peers.peer import UnavailableError
 from benchmarks.rounds import Settings
 from benchmarks.scene import Scene, scene
 from benchmarks.table_row import Row
@@ -23,53 +40,117 @@ CASES: dict[str, Callable[[Scene], list[Row]]] = {
     "batch": batch.run,
     "same-host": same_host.run,
     "cold": cold.run,
+    "servers": servers.run,
+    "peers": peers.run,
     "corrupt": corrupt.run,
 }
+PEERS = {peer.key: peer for peer in (*everybody.SERVERS, *everybody.READERS)}
+
+_REPORT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
 
 
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
+    names = _chosen(options.only)
+    if not machine.in_namespace():
+        _install(names, options.peer)  # a namespace of its own has no way to a registry
     machine.enter_namespace(arguments)
     signal.signal(signal.SIGTERM, _leave)
     base = Settings.quick() if options.quick else Settings()
-    settings = Settings(options.rounds or base.rounds, base.seconds)
+    settings = replace(base, rounds=options.rounds or base.rounds, peers=tuple(options.peer or ()))
+    rows, skipped, loader = _measured(names, settings, options)
+    document = report.Report(rows, skipped, {**machine.facts(), "loader": loader}, quick=options.quick)
+    print("\n".join(f"{name}: {value}" for name, value in document.facts.items()))
+    print("\n" + document.screen())
+    complete = not (options.quick or options.only or options.peer)
+    if out := options.out or (_REPORT if complete else None):
+        document.write(out)
+    return 0 if all(row.verdict != "MISSED" for row in rows if row.key.startswith("control")) else 1
+
+
+def _measured(
+    names: list[str], settings: Settings, options: argparse.Namespace
+) -> tuple[list[Row], dict[str, str], str]:
     rows: list[Row] = []
     with (
-        tempfile.TemporaryDirectory(prefix="kara-bench-", dir=options.home) as home,
+        tempfile.TemporaryDirectory(
+            prefix="kara-bench-", dir=options.home, ignore_cleanup_errors=True
+        ) as home,
         scene(settings, Path(home)) as stage,
     ):
         for pid in (os.getpid(), *stage.pids) if options.nice else ():
             machine.raise_priority(pid, options.nice)
-        for name in options.only or CASES:
+        for name in names:
+            began = monotonic()
             print(f"{name} ...", file=sys.stderr, flush=True)
-            rows += CASES[name](stage)
-        loader = stage.loader.kind
-    facts = machine.facts()
-    print("\n".join(f"{name}: {value}" for name, value in {**facts, "loader": loader}.items()))
-    print("\n" + report.screen(rows))
-    if options.out is not None:
-        report.write(rows, facts, loader, options.out)
-    return 0 if all(row.verdict != "MISSED" for row in rows if row.key.startswith("control")) else 1
+            try:
+                found = CASES[name](stage)
+            except Exception as exc:
+                if name == "corrupt" or options.strict:
+                    raise
+                stage.skipped[f"case {name}"] = f"{type(exc).__name__}: {exc}"
+                continue
+            rows += [replace(row, case=name) for row in found]
+            print(f"{name}: {len(found)} rows in {monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        return rows, stage.skipped, stage.loader.kind
+
+
+def _install(names: list[str], wanted: list[str] | None) -> None:
+    """Environments of published clients, made once; who cannot be had is named when its turn comes."""
+    if not {"peers", "servers"} & set(names):
+        return
+    for key, peer in PEERS.items():
+        if not wanted or key in wanted:
+            try:
+                peer.python()
+            except UnavailableError as exc:
+                print(f"{peer.name}: {exc}", file=sys.stderr)
 
 
 def _leave(*_: object) -> None:
     raise SystemExit("terminated")  # so that every server that was started is stopped
 
 
+def _chosen(only: list[str] | None) -> list[str]:
+    """Cases in their order, by prefixes of their names; all without any."""
+    wanted = [name for text in only or [] for name in text.split(",") if name]
+    for prefix in wanted:
+        if not any(name.startswith(prefix) for name in CASES):
+            raise SystemExit(f"--only: no case begins with {prefix!r}; there are {', '.join(CASES)}")
+    return [name for name in CASES if not wanted or name.startswith(tuple(wanted))]
+
+
 def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "--rounds", type=int, help="interleaved rounds of each comparison; default 7, quick 3"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="short rounds: for a look, not for a claim")
     parser.add_argument(
-        "--only", action="append", choices=list(CASES), help="one comparison; may be repeated"
+        "--rounds", type=int, help="interleaved rounds of each comparison; default 7, quick 1"
     )
-    parser.add_argument("--out", type=Path, help="directory for the report, for example docs/benchmarks")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes, once: shows that everything runs, not how fast"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="NAME,NAME", help=f"some cases only: {', '.join(CASES)}"
+    )
+    parser.add_argument(
+        "--peer",
+        action="append",
+        choices=list(PEERS),
+        help="one peer only, in servers and peers; may be repeated",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="directory for the report; docs/benchmarks for a run of everything, else none",
+    )
     parser.add_argument(
         "--home", help="where files and pages lie; a disk, not tmpfs. Default: the temporary directory"
     )
     parser.add_argument("--nice", type=int, default=0, help="e.g. -10 as root on a machine that others use")
+    parser.add_argument(
+        "--strict", action="store_true", help="a case that fails ends the run with its traceback"
+    )
     return parser.parse_args(arguments)
 
 

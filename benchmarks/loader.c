@@ -3,7 +3,8 @@
  *
  *     loader HOST PORT CONNECTIONS SECONDS TARGETS_FILE
  *
- * TARGETS_FILE has one request target a line; every connection takes the next one in turn. Prints
+ * TARGETS_FILE has one request target a line, and after a tab a header if one is wanted; every connection
+ * takes the next one in turn. Prints
  *     {"requests": n, "bytes": n, "seconds": s, "cpu_s": s, "p50_us": t, "p99_us": t, "bad": n}
  */
 #define _GNU_SOURCE
@@ -95,7 +96,10 @@ int main(int argc, char **argv) {
     if (!file) die(argv[5]);
     while (targets < MAX_TARGETS && fgets(line, sizeof line, file)) {
         line[strcspn(line, "\n")] = 0;
-        request_len[targets] = snprintf(text, sizeof text, "GET %s HTTP/1.1\r\nHost: b\r\n\r\n", line);
+        char *header = strchr(line, '\t');
+        if (header) *header++ = 0;
+        request_len[targets] = snprintf(text, sizeof text, "GET %s HTTP/1.1\r\nHost: b\r\n%s%s\r\n", line,
+                                        header ? header : "", header ? "\r\n" : "");
         requests[targets++] = strdup(text);
     }
     if (!targets) { fprintf(stderr, "no targets\n"); return 2; }

@@ -34,7 +34,10 @@ class Loader:
             self.kind = "C epoll loader (benchmarks/loader.c)"
 
     def run(self, port: int, targets: Sequence[str], *, connections: int, seconds: float) -> dict[str, float]:
-        """requests, bytes, seconds, cpu_s (the loader's), p50_us, p99_us."""
+        """requests, bytes, seconds, cpu_s (the loader's), p50_us, p99_us.
+
+        A target may have a header after a tab: "/file\tRange: bytes=0-4095".
+        """
         file = self._home / "targets"
         file.write_text("\n".join(targets) + "\n")
         command = [*self._command, "127.0.0.1", str(port), str(connections), str(seconds), str(file)]
@@ -78,9 +81,14 @@ class _Peer:
         return int(match[1])
 
 
+def _request(line: str) -> bytes:
+    target, tab, header = line.partition("\t")
+    return f"GET {target} HTTP/1.1\r\nHost: b\r\n{header + chr(13) + chr(10) if tab else ''}\r\n".encode()
+
+
 def load(port: int, targets: Sequence[str], connections: int, seconds: float) -> dict[str, float]:
     """The same as loader.c, for machines without a compiler."""
-    requests = [f"GET {target} HTTP/1.1\r\nHost: b\r\n\r\n".encode() for target in targets]
+    requests = [_request(target) for target in targets]
     scratch, chosen = memoryview(bytearray(_CHUNK)), selectors.EpollSelector()
     done = size = turn = 0
     samples: list[float] = []
@@ -115,6 +123,9 @@ def load(port: int, targets: Sequence[str], connections: int, seconds: float) ->
 if __name__ == "__main__":
     _, _, port_text, connections_text, seconds_text, targets_file = sys.argv
     found = load(
-        int(port_text), Path(targets_file).read_text().split(), int(connections_text), float(seconds_text)
+        int(port_text),
+        Path(targets_file).read_text().splitlines(),
+        int(connections_text),
+        float(seconds_text),
     )
     print(json.dumps(found))

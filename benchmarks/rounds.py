@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from benchmarks.timing import Call, in_turns
@@ -22,16 +23,46 @@ def process_cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * _TICK_S
 
 
+def tree_cpu_s(pid: int) -> float:
+    """Of a process and all below it, with those that it has waited for."""
+    total, left = 0.0, [pid]
+    while left:
+        one = left.pop()
+        with contextlib.suppress(OSError):  # ended between two looks; its parent has its time then
+            with open(f"/proc/{one}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+            total += sum(map(int, fields[11:15])) * _TICK_S
+            left += children(one)
+    return total
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+            found += map(int, file.read().split())
+    return found
+
+
 @dataclass(frozen=True)
 class Settings:
     """How much is measured."""
 
     rounds: int = 7
     seconds: float = 0.5  # of one variant in one round
+    tiny: bool = False  # small populations: shows that everything runs, and nothing else
+    peers: tuple[str, ...] = ()  # keys of those that are wanted; none: all
 
     @classmethod
     def quick(cls) -> Settings:
-        return cls(rounds=3, seconds=0.25)
+        return cls(rounds=1, seconds=0.05, tiny=True)
+
+    def wants(self, peer: str) -> bool:
+        return not self.peers or peer in self.peers
+
+    def most(self, rounds: int) -> Settings:
+        """For a case whose rounds are dear."""
+        return replace(self, rounds=min(rounds, self.rounds))
 
 
 @dataclass
@@ -69,7 +100,7 @@ class Rounds:
 
 
 class Meter:
-    """CPU time that is not ours, from /proc: ours are this process, its dead children and `pids`."""
+    """CPU time that is not ours, from /proc: ours are this process, its dead children, `pids` and theirs."""
 
     def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
         self._pids = pids
@@ -77,7 +108,7 @@ class Meter:
     def ours_s(self) -> float:
         times = os.times()
         own = times.user + times.system + times.children_user + times.children_system
-        return own + sum(process_cpu_s(pid) for pid in self._pids())
+        return own + sum(tree_cpu_s(pid) for pid in self._pids())
 
     @staticmethod
     def machine_s() -> float:

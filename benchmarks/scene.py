@@ -39,8 +39,9 @@ class Scene:
     cluster: LocalCluster
     loader: Loader
     meter: Meter
-    pids: tuple[int, ...]  # of all servers
-    names: dict[str, list[str]] = field(default_factory=dict)  # of each size
+    pids: list[int]  # of all servers
+    names: Names
+    skipped: dict[str, str] = field(default_factory=dict)  # what was not measured, and why
 
     @contextlib.contextmanager
     def client(self, **options: object) -> Iterator[CacheClient]:
@@ -54,6 +55,20 @@ class Scene:
         with on_cores(CLIENT_CORES):
             yield
 
+    @contextlib.contextmanager
+    def also(self, *pids: int) -> Iterator[None]:
+        """Their CPU time is ours while the context lasts."""
+        self.pids += pids
+        try:
+            yield
+        finally:
+            for pid in pids:
+                self.pids.remove(pid)
+
+    def fetched(self) -> float:
+        """Bytes that the worker has taken from stores so far."""
+        return self.cluster.total("kara_worker_store_read_bytes_total")
+
     def targets(self, client: CacheClient, names: list[str]) -> list[str]:
         """Request targets for whole files, from the worker."""
         found = []
@@ -61,6 +76,28 @@ class Scene:
             info = client.info(f"/near/{name}")
             found.append(f"{_target(info)}&start=0&length={info.size}")
         return found
+
+
+_COUNTS = {"big": 2, "small": 200}
+_BYTES = {**SIZES, "big": 64 * MIB, "small": 64 * KIB}
+
+
+class Names(dict[str, list[str]]):
+    """Files of each size by its label, written when first asked for: random bytes, always the same."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self._root = root
+
+    def __missing__(self, label: str) -> list[str]:
+        size = _BYTES[label]
+        count = _COUNTS.get(label) or (64 if size < MIB else 64 * MIB // size)
+        self[label] = [f"{label}/{number}.bin" for number in range(count)]
+        (self._root / label).mkdir(parents=True, exist_ok=True)
+        source = random.Random(label)
+        for name in self[label]:
+            (self._root / name).write_bytes(source.randbytes(size))
+        return self[label]
 
 
 def request_bytes(info: FileInfo, start: int, length: int) -> bytes:
@@ -93,7 +130,8 @@ def warm(client: CacheClient, paths: list[str]) -> None:
 def scene(settings: Settings, home: Path) -> Iterator[Scene]:
     """Starts everything. Files are on the file system of `home`, which should not be tmpfs."""
     files = home / "files"
-    names = _write_files(files)
+    files.mkdir(parents=True, exist_ok=True)
+    names = Names(files)
     with contextlib.ExitStack() as stack:
         with on_cores(SERVER_CORES):
             near = stack.enter_context(nginx(files, home / "nginx"))
@@ -112,27 +150,9 @@ def scene(settings: Settings, home: Path) -> Iterator[Scene]:
             )
             stack.enter_context(cluster)
         worker = cluster.workers[0]
-        pids = (near.pid, distant.pid, worker.pid, etcd.pid)
+        pids = [near.pid, distant.pid, worker.pid, etcd.pid]
         loader, meter = Loader(home / "loader"), Meter(lambda: pids)
         yield Scene(settings, home, files, near, distant, worker, cluster, loader, meter, pids, names)
-
-
-def _write_files(files: Path) -> dict[str, list[str]]:
-    """Random bytes, the same in every run."""
-    names: dict[str, list[str]] = {}
-    source = random.Random(20)
-    for label, size in SIZES.items():
-        (files / label).mkdir(parents=True, exist_ok=True)
-        names[label] = [f"{label}/{number}.bin" for number in range(64 if size < MIB else 64 * MIB // size)]
-    (files / "big").mkdir(exist_ok=True)
-    (files / "small").mkdir(exist_ok=True)
-    names["big"] = [f"big/{number}.bin" for number in range(2)]
-    names["small"] = [f"small/{number}.bin" for number in range(200)]
-    sizes = {**SIZES, "big": 64 * MIB, "small": 64 * KIB}
-    for label, group in names.items():
-        for name in group:
-            (files / name).write_bytes(source.randbytes(sizes[label]))
-    return names
 
 
 def unpin(scene: Scene, cores: frozenset[int]) -> None:

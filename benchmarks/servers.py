@@ -9,19 +9,24 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _NGINX = """
 daemon off; master_process off; pid {home}/nginx.pid; error_log {home}/error.log;
 events {{ worker_connections 1024; }}
 http {{
-  access_log off; sendfile on; tcp_nopush on; tcp_nodelay on;
+  sendfile on; tcp_nopush on; tcp_nodelay on;
   keepalive_requests 100000000; keepalive_timeout 600s; open_file_cache max=4096 inactive=600s;
   client_body_temp_path {home}/b; proxy_temp_path {home}/p; fastcgi_temp_path {home}/f;
   uwsgi_temp_path {home}/u; scgi_temp_path {home}/s;
-  server {{ listen 127.0.0.1:{port}; root {root}; autoindex on; }}
+  log_format size '$body_bytes_sent';
+  server {{
+    listen 127.0.0.1:{port}; root {root}; autoindex on; access_log {log};
+    location = /requests {{ stub_status; access_log off; }}
+  }}
 }}
 """
 
@@ -30,25 +35,47 @@ http {{
 class Server:
     pid: int
     port: int
+    _own: list[int] = field(default_factory=lambda: [0], repr=False)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def requests(self) -> int:
+        """How many nginx has answered, but for those of this method."""
+        with urllib.request.urlopen(f"{self.url}/requests", timeout=10) as answer:
+            counts = answer.read().decode().splitlines()[2].split()
+        self._own[0] += 1
+        return int(counts[2]) - self._own[0]
+
 
 @contextlib.contextmanager
-def nginx(root: Path, home: Path) -> Iterator[Server]:
-    """One process, sendfile, an open-file cache, no access log: nginx at its fastest for static files."""
-    program = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
+def nginx(root: Path, home: Path, *, log: Path | None = None) -> Iterator[Server]:
+    """One process, sendfile, an open-file cache, no access log: nginx at its fastest for static files.
+
+    `log` gets a line for each answer: the bytes of its body.
+    """
+    port = free_port()
+    written = f"{log} size" if log is not None else "off"
+    with nginx_with(_NGINX.format(home=home, root=root, port=port, log=written), home, port) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def nginx_with(configuration: str, home: Path, port: int) -> Iterator[Server]:
+    program = which("nginx")
     if program is None:
         raise SystemExit("nginx is needed: apt-get install nginx")
     home.mkdir(parents=True, exist_ok=True)
-    port = free_port()
     config = home / "nginx.conf"
-    config.write_text(_NGINX.format(home=home, root=root, port=port))
-    command = [program, "-c", str(config), "-e", str(home / "error.log")]
-    with _running(command, port) as server:
+    config.write_text(configuration)
+    with running([program, "-c", str(config), "-e", str(home / "error.log")], port) as server:
         yield server
+
+
+def which(program: str) -> str | None:
+    """Daemons are in /usr/sbin, which is not on everybody's PATH."""
+    return shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin")
 
 
 @contextlib.contextmanager
@@ -56,26 +83,43 @@ def distant_store(root: Path, *, first_byte_s: float, bytes_per_s: int) -> Itera
     """The same files behind `benchmarks.distant_store`, in a process of its own."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.distant_store", str(root), str(port)]
-    with _running([*command, str(first_byte_s), str(bytes_per_s)], port) as server:
+    with running([*command, str(first_byte_s), str(bytes_per_s)], port) as server:
         yield server
 
 
 @contextlib.contextmanager
-def _running(command: list[str], port: int) -> Iterator[Server]:
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+def running(
+    command: list[str], port: int, *, log: Path | None = None, within_s: float = 10.0, grace_s: float = 5.0
+) -> Iterator[Server]:
+    """A server that listens on `port` of this host. RuntimeError with the end of its log when it does not.
+
+    `grace_s`: it may take so long to stop; nothing that these servers have is kept.
+    """
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(log.open("ab")) if log is not None else None
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        try:
+            _wait(process, port, log, within_s)
+            yield Server(process.pid, port)
+        finally:
+            _stop(process, grace_s)
+
+
+def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    process.terminate()
     try:
-        _wait(process, port)
-        yield Server(process.pid, port)
-    finally:
-        process.terminate()
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
         process.wait(10)
 
 
-def _wait(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + 10
+def _wait(process: subprocess.Popen[bytes], port: int, log: Path | None, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
     while not _accepts(port):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{process.args!r} does not listen on port {port}")
+            said = log.read_text(errors="replace")[-500:] if log is not None else ""
+            raise RuntimeError(f"{process.args!r} does not listen on port {port} in {within_s:.0f} s: {said}")
         time.sleep(0.02)
 
 

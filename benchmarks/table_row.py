@@ -33,6 +33,9 @@ class Row:
     target: Target | None
     unit: str = "x"
     detail: dict[str, float] = field(default_factory=dict)  # absolute medians, by name with unit
+    case: str = ""  # which one it is of
+    plot: tuple[str, str] = ("", "")  # title with the unit of y, and what x is; of `series`
+    series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     foreign: float = 0.0
     retried: int = 0
 
@@ -60,6 +63,7 @@ class Row:
 
     def document(self) -> dict[str, object]:
         return {
+            "case": self.case,
             "key": self.key,
             "what": self.what,
             "target": None if self.target is None else str(self.target),
@@ -68,6 +72,7 @@ class Row:
             "rounds": self.values,
             "verdict": self.verdict,
             "detail": self.detail,
+            "series": self.series,
             "foreign_cpu": self.foreign,
             "retried_rounds": self.retried,
         }

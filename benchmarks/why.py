@@ -63,3 +63,12 @@ WHY: dict[str, str] = {
         "under 1 ms beside the fast store in the same run."
     ),
 }
+
+
+def why(key: str) -> str:
+    """Of a row; of a peer's or a server's where it says more than its length or its connections."""
+    while key:
+        if key in WHY:
+            return WHY[key]
+        key = key.rpartition("_")[0]
+    return "not explained yet"
