@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from kara_cache.errors import MembershipError
+from kara_cache.jitter import jitter
 from kara_cache.membership.base import MembershipView
 from kara_cache.membership.etcd import Compacted, EtcdClient, Watch
 from kara_cache.membership.last_known import LastKnownView
@@ -228,7 +228,7 @@ class _Follower:
         longest_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2**self._attempt)
         self._attempt = min(self._attempt + 1, 16)
         # Half of it random, or all clients of a restarted etcd come back in step.
-        self._stopping.wait(longest_s * random.uniform(0.5, 1.0))
+        self._stopping.wait(longest_s * jitter(0.5, 1.0))
 
     def _publish(self) -> None:
         before, workers = self.view, self._roster.workers()

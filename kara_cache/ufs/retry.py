@@ -7,7 +7,6 @@ retry (Finagle's RetryBudget and gRPC's retry throttling, gRFC A6, work the same
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from kara_cache.errors import UnderStoreError
+from kara_cache.jitter import jitter
 
 BASE_DELAY_S = 0.05  # about a round trip to another region
 MAX_DELAY_S = 5.0  # a server that asks for a longer Retry-After is down for this call
@@ -86,7 +86,7 @@ class Attempts:
         if self._failed > self._rule.retries:
             self._give_up(failure, "all failed")
         ceiling = min(MAX_DELAY_S, BASE_DELAY_S * 2 ** (self._failed - 1))
-        delay_s = random.uniform(0, ceiling)
+        delay_s = jitter(0, ceiling)
         if retry_after_s is not None:
             if retry_after_s > MAX_DELAY_S:
                 self._give_up(failure, f"it asked to wait {retry_after_s:g} s, limit {MAX_DELAY_S:g}")

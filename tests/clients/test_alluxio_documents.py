@@ -36,6 +36,14 @@ def place(s3_place: AlluxioPlace) -> AlluxioPlace:
     return s3_place
 
 
+@pytest.fixture(autouse=True)
+def filesystems_go_with_their_test() -> Iterator[None]:
+    yield
+    for filesystem in AlluxioFileSystem._cache.values():
+        filesystem.close()
+    AlluxioFileSystem.clear_instance_cache()
+
+
 @pytest.fixture(scope="module")
 def dataset(place: AlluxioPlace) -> str:
     """Two files of parquet, `file1.parquet` and `file2.parquet`."""

@@ -9,11 +9,11 @@ restart, the grace time begins again.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from kara_cache.jitter import jitter
 from kara_cache.membership.etcd import EtcdClient
 from kara_cache.membership.etcd_json import Delete, Put, Unchanged
 from kara_cache.membership.records import MemberRecord, encode_member
@@ -48,7 +48,7 @@ class Janitor:
         now = self._clock()
         if now < self._next:
             return
-        self._next = now + self._every_s * random.uniform(0.5, 1.0)
+        self._next = now + self._every_s * jitter(0.5, 1.0)
         self.sweep()
 
     def sweep(self) -> None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import enum
 import logging
 import math
-import random
 import threading
 import time
 import uuid
@@ -29,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kara_cache.errors import FormatError, LeaseLost, MembershipError
+from kara_cache.jitter import jitter
 from kara_cache.membership.base import MemberState, WorkerInfo
 from kara_cache.membership.etcd import EtcdClient
 from kara_cache.membership.etcd_json import KeyValue, Put, Range, Unchanged
@@ -223,7 +223,7 @@ class Registration:
             next_s = self._try_beat()
             self._note_state()
             # Jitter, or workers that a restart of etcd brought in step would stay in step.
-            next_s *= random.uniform(0.8, 1.0)
+            next_s *= jitter(0.8, 1.0)
             self._wake.wait(max(self._ttl_s / 50, began + next_s - time.monotonic()))
 
     def _try_beat(self) -> float:

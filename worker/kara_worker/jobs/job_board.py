@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 from kara_cache.cluster import Cluster
 from kara_cache.errors import FormatError, KaraError, MembershipError
+from kara_cache.jitter import jitter
 from kara_cache.load_job import LoadJob, LoadOptions, LoadState, decode_job_document
 from kara_cache.mount import normalize_path
 from kara_worker.jobs.coordinator import Coordinator
@@ -253,7 +253,7 @@ class JobBoard:
                 self._failing = True
             except Exception:
                 log.exception("load jobs")
-            tick_s = _BUSY_TICK_S if self._held else _IDLE_TICK_S * random.uniform(0.5, 1.0)
+            tick_s = _BUSY_TICK_S if self._held else _IDLE_TICK_S * jitter(0.5, 1.0)
             self._wake.wait(tick_s)
             self._wake.clear()
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 
 from kara_cache.errors import MembershipError
+from kara_cache.jitter import jitter
 from kara_cache.mount import is_below
 from kara_cache.path_rule import PathRule, is_pinned, ttl_of
 from kara_worker.page_store import PageStore
@@ -91,7 +91,7 @@ class PathRules:
                 self._failing = True
             except Exception:
                 log.exception("rules for paths")
-            self._wake.wait(_LOOK_S * random.uniform(0.7, 1.0))
+            self._wake.wait(_LOOK_S * jitter(0.7, 1.0))
 
     def _apply(self, rules: tuple[PathRule, ...]) -> None:
         if rules == self._rules:
