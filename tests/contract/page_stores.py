@@ -14,6 +14,7 @@ from page_data import PAGE_BYTES
 from kara_worker.eviction import EvictionPolicy, make_policy
 from kara_worker.file_page_store import FilePageStore
 from kara_worker.page_store import PageStore
+from kara_worker.segment_page_store import SegmentPageStore
 
 
 class Opener(Protocol):
@@ -39,4 +40,16 @@ def page_files(
     return FilePageStore([root], capacity_bytes, page_bytes, policy, min_free_bytes=0)
 
 
-PAGE_STORES: dict[str, Opener] = {"files": page_files}
+def segments(
+    root: Path,
+    *,
+    capacity_bytes: int = 64 << 20,
+    policy: EvictionPolicy | None = None,
+    page_bytes: int = PAGE_BYTES,
+) -> PageStore:
+    if policy is None:
+        policy = make_policy("lru", guard=False)
+    return SegmentPageStore([root], capacity_bytes, page_bytes, policy, min_free_bytes=0)
+
+
+PAGE_STORES: dict[str, Opener] = {"files": page_files, "segments": segments}

@@ -13,10 +13,11 @@ class OpenPages:
     """Not thread-safe. Closing is left to the last holder: what a method returns must be let go of
     outside the caller's lock, for that is when descriptors are closed."""
 
-    def __init__(self, limit: int) -> None:
-        """At most `limit` pages, and at most half of the descriptors the process may have."""
+    def __init__(self, limit: int, *, of_files: bool = True) -> None:
+        """At most `limit` pages; `of_files` at most half of the descriptors that the process may have."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.limit = max(1, limit if soft == resource.RLIM_INFINITY else min(limit, soft // 2))
+        bounded = of_files and soft != resource.RLIM_INFINITY
+        self.limit = max(1, min(limit, soft // 2) if bounded else limit)
         self._pages: OrderedDict[PageId, StoredPage] = OrderedDict()  # least recently used first
 
     def get(self, page: PageId) -> StoredPage | None:

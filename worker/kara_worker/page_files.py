@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 import errno
 import logging
 import math
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -17,17 +16,19 @@ from kara_cache.errors import ConfigError
 from kara_cache.page import PageHeader, PageId
 from kara_worker.page_directory import PageDirectory, is_disk_fault, is_full
 from kara_worker.page_file import (
+    CREATED_STEP_NS,
     SHARDS,
     OpenPage,
     PageDamaged,
     PageEntry,
     PageNames,
     check_data,
+    footprint,
     open_page,
     page_name,
     shard_of,
 )
-from kara_worker.page_index import Placed
+from kara_worker.page_shelf import Written
 from kara_worker.page_space import PageSpace
 
 log = logging.getLogger(__name__)
@@ -35,13 +36,7 @@ log = logging.getLogger(__name__)
 _LEAST_FREE_BYTES = 64 << 20
 _LEAST_FREE_PART = 100  # one of so many bytes of a file system stays free: ext4 and xfs slow down when full
 _FOUND_BATCH = 512  # found pages that enter the books under one lock: about 1 ms
-_NOT_THE_PAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
-
-class Written(enum.Enum):
-    STORED = "the page is on disk and in the books"
-    FULL = "there was no room, whatever statvfs said"
-    FAILED = "the disk failed"
+NOT_THE_PAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class PageFiles:
@@ -51,7 +46,7 @@ class PageFiles:
         self,
         roots: Sequence[str | os.PathLike[str]],
         page_bytes: int,
-        space: PageSpace,
+        space: PageSpace[PageEntry],
         *,
         min_free_bytes: int | None,
     ) -> None:
@@ -95,6 +90,12 @@ class PageFiles:
             entry = self._space.find(page)
         return entry
 
+    def list_all(self, stop: Callable[[], bool]) -> None:
+        for shard in range(SHARDS):
+            if stop():
+                return
+            self.list_shard(shard)
+
     def list_shard(self, shard: int) -> None:
         """Puts what is in these directories (one in 256) into the books. Does nothing the second time."""
         failures: list[tuple[PageDirectory, OSError]] = []
@@ -124,7 +125,7 @@ class PageFiles:
             try:
                 stored = open_page(path, page, entry, self._page_bytes)
             except OSError as exc:
-                if exc.errno not in _NOT_THE_PAGE or not self._space.close_half():
+                if exc.errno not in NOT_THE_PAGE or not self._space.close_half():
                     raise
                 stored = open_page(path, page, entry, self._page_bytes)
             if whole:
@@ -139,22 +140,34 @@ class PageFiles:
             return None
         except OSError as exc:
             self._failed(directory, exc)
-            if exc.errno not in _NOT_THE_PAGE:
+            if exc.errno not in NOT_THE_PAGE:
                 self.drop(page, "lost", entry=entry)
             return None
         directory.worked()
         return stored
 
-    def choose(self, page: PageId, size: int, *, spare: bool = True) -> PageDirectory | None:
+    def is_older(self, page: PageId, entry: PageEntry, cutoff_ns: int) -> bool:
+        """Names tell the age to 69 s; only a page at the edge has its header read."""
+        if entry.created * CREATED_STEP_NS >= cutoff_ns:
+            return False
+        if (entry.created + 1) * CREATED_STEP_NS <= cutoff_ns:
+            return True
+        stored = self.open(page, entry)
+        return stored is not None and stored.header.created_ns < cutoff_ns
+
+    def size_of(self, header: PageHeader) -> int:
+        return footprint(header.length)
+
+    def choose(
+        self, page: PageId, size: int, *, spare: bool = True, admitted: bool = False
+    ) -> PageDirectory | None:
         """Where a new page goes: by rendezvous hashing, weighted by the size of the file systems, among
         those that have room, by default beyond the bytes that are to stay free; None if none has."""
         usable = [directory for directory in self.directories if directory.usable]
         if len(usable) > 1:
-            usable.sort(key=lambda directory: _score(page, directory))
+            usable.sort(key=lambda directory: score(page, directory))
         for directory in usable:
-            least = self._min_free_bytes if spare else 0
-            if least is None:
-                least = max(_LEAST_FREE_BYTES, directory.total_bytes // _LEAST_FREE_PART)
+            least = least_free(directory, self._min_free_bytes) if spare else 0
             try:
                 if directory.free_bytes() >= least + size:
                     return directory
@@ -163,9 +176,15 @@ class PageFiles:
         return None
 
     def write(
-        self, directory: PageDirectory, header: PageHeader, data: memoryview, entry: PageEntry
+        self,
+        directory: PageDirectory,
+        header: PageHeader,
+        data: memoryview,
+        *,
+        group: str,
     ) -> Written:
         """Writes a page whose bytes are reserved: in the books afterwards, or released and not on disk."""
+        entry = PageEntry.of(directory.number, header.length, group, header.created_ns)
         page, shard, kept = header.page, shard_of(header.page), False
         try:
             temporary = directory.write(shard, header.encode(), data)
@@ -174,7 +193,7 @@ class PageFiles:
                     if self._space.find(page) is not None:
                         return Written.STORED
                     os.rename(temporary, directory.path(shard, page_name(page, entry)))
-                    self._space.add(page, entry, header.path)
+                    self._space.add(page, entry, header.path, group)
                     kept = True
             finally:
                 if not kept:
@@ -196,7 +215,7 @@ class PageFiles:
         self.unlink([(page, taken)])
         return taken.size
 
-    def unlink(self, victims: Iterable[Placed]) -> None:
+    def unlink(self, victims: Iterable[tuple[PageId, PageEntry]]) -> None:
         """Removes the files of pages that have left the books, and then counts their bytes as free."""
         for page, entry in victims:
             directory, shard = self.directories[entry.directory], shard_of(page)
@@ -211,6 +230,13 @@ class PageFiles:
                 self._failed(directory, exc)
             finally:
                 self._space.release(entry.size)
+
+    @property
+    def behind(self) -> bool:
+        return False
+
+    def maintain(self) -> None:
+        """Nothing: every page gives its room back by itself."""
 
     def _failed(self, directory: PageDirectory, error: OSError) -> None:
         """Not to be called with the lock of a shard: it may list all of them."""
@@ -247,13 +273,19 @@ class PageFiles:
                 return False
         with self._forgetting:
             self._forgotten.discard(directory.number)
-        for shard in range(SHARDS):
-            self.list_shard(shard)
+        self.list_all(lambda: False)
         log.info("page directory %s: in use again", directory.root)
         return True
 
 
-def _score(page: PageId, directory: PageDirectory) -> float:
+def least_free(directory: PageDirectory, configured: int | None) -> int:
+    """Bytes that stay free on the directory's file system."""
+    if configured is not None:
+        return configured
+    return max(_LEAST_FREE_BYTES, directory.total_bytes // _LEAST_FREE_PART)
+
+
+def score(page: PageId, directory: PageDirectory) -> float:
     """Lowest wins; probability in proportion to `total_bytes` (weighted rendezvous hashing)."""
     drawn = checksum(b"%b%d/%d" % (page.file_id, page.index, directory.number))
     return -math.log((drawn + 1) / (1 << 64)) / directory.total_bytes

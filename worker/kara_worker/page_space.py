@@ -6,16 +6,16 @@ import enum
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Generic
 
 from kara_cache.page import PageId
 from kara_worker.eviction.base import EvictionPolicy
 from kara_worker.eviction.quotas import Quotas
 from kara_worker.eviction.sheltered import Sheltered
 from kara_worker.open_pages import OpenPages
-from kara_worker.page_file import FoundPage, PageEntry
-from kara_worker.page_index import PageIndex, Placed
+from kara_worker.page_index import E, PageIndex
 from kara_worker.page_store import StoredPage, StoreStats
 
 
@@ -27,13 +27,14 @@ class Verdict(enum.Enum):
     FULL = "no room, and nothing to evict"
 
 
-class Reservation(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Reservation(Generic[E]):
     verdict: Verdict
     admitted: bool | None  # what the policy said; None while it was not asked
-    victims: Sequence[Placed] = ()
+    victims: Sequence[tuple[PageId, E]] = ()
 
 
-class PageSpace:
+class PageSpace(Generic[E]):
     """Thread-safe. `bytes` counts files from before they are written until after they are unlinked, so
     that what is on disk never exceeds it; it never exceeds the capacity, except by pages that an
     earlier process with a larger capacity left, until they are evicted.
@@ -47,6 +48,7 @@ class PageSpace:
         capacity_bytes: int,
         policy: EvictionPolicy,
         open_pages: OpenPages,
+        index: PageIndex[E],
         *,
         high: float,
         low: float,
@@ -58,7 +60,7 @@ class PageSpace:
         self._high_bytes = int(capacity_bytes * high)
         self._low_bytes = int(capacity_bytes * low)
         self._lock = threading.Lock()  # guards everything here; nothing is read or written under it
-        self._index = PageIndex()
+        self._index = index
         self._policy = Sheltered(policy)
         self._quotas = dict(quotas)
         self._by_group = policy if isinstance(policy, Quotas) else None
@@ -77,15 +79,15 @@ class PageSpace:
                 self._policy.touch(page)
             return stored
 
-    def find(self, page: PageId) -> PageEntry | None:
+    def find(self, page: PageId) -> E | None:
         with self._lock:
             return self._index.get(page)
 
-    def keep_open(self, page: PageId, entry: PageEntry, stored: StoredPage) -> None:
+    def keep_open(self, page: PageId, entry: E, stored: StoredPage) -> None:
         """A page that has just been opened; a use."""
         with self._lock:
             closing = None
-            if self._index.get(page) is entry:
+            if self._index.get(page) == entry:
                 closing = self._open.add(page, stored)
                 self._policy.touch(page)
         del closing
@@ -102,7 +104,7 @@ class PageSpace:
 
     def reserve(
         self, page: PageId, size: int, group: str, *, disk_full: bool, admitted: bool | None
-    ) -> Reservation:
+    ) -> Reservation[E]:
         """Asks for `size` bytes. `admitted` is None at first, then what the last answer said."""
         with self._lock:
             if self._index.get(page) is not None:
@@ -126,21 +128,33 @@ class PageSpace:
         del closing
         return Reservation(Verdict.EVICT if victims else Verdict.FULL, admitted, victims)
 
-    def add_found(self, found: Iterable[FoundPage]) -> list[Placed]:
+    def add_found(self, found: Iterable[tuple[bytes, int, E]]) -> list[tuple[PageId, E]]:
         """Pages of an earlier process. Returns what is not needed: second files of one page."""
         with self._lock:
-            new, spare = self._index.add_found(found)
+            index = self._index
+            new, spare = index.add_found(found)
             for page, entry in new:
-                self.bytes += entry.size
-                self._count(entry.group, entry.size)
-                self._policy.track(page, entry.size, entry.group)
+                size, group = index.size(entry), index.group(page, entry)
+                self.bytes += size
+                self._count(group, size)
+                self._policy.track(page, size, group)
         return spare
 
-    def add(self, page: PageId, entry: PageEntry, path: str) -> None:
+    def add(self, page: PageId, entry: E, path: str, group: str) -> None:
         """The page is in its place; its bytes were reserved, and it is not in the books yet."""
         with self._lock:
-            page = self._index.add(page, entry, path)
-            self._policy.track(page, entry.size, entry.group)
+            page = self._index.add(page, entry, path, group)
+            self._policy.track(page, self._index.size(entry), group)
+
+    def move(self, page: PageId, entry: E, place: E) -> bool:
+        """The page is at `place`, too, and from now on only there; False if it is not at `entry` any more."""
+        with self._lock:
+            if self._index.get(page) != entry:
+                return False
+            self._index.move(page, place)
+            closing = self._open.pop(page)
+        del closing
+        return True
 
     def release(self, size: int, group: str = "") -> None:
         """Bytes that are not on disk, or not any more; of a group, if they were reserved and never added."""
@@ -148,21 +162,21 @@ class PageSpace:
             self.bytes -= size
             self._count(group, -size)
 
-    def take(self, page: PageId, reason: str, *, entry: PageEntry | None = None) -> PageEntry | None:
+    def take(self, page: PageId, reason: str, *, entry: E | None = None) -> E | None:
         """The page leaves: unlink it, then `release`. With `entry` only if it still is that one."""
         with self._lock:
             known = self._index.get(page)
-            if known is None or (entry is not None and known is not entry):
+            if known is None or (entry is not None and known != entry):
                 return None
+            self._count(self._index.group(page, known), -self._index.size(known))
             self._index.pop(page)
-            self._count(known.group, -known.size)
             self._policy.forget(page)
             closing = self._open.pop(page)
             self._evictions[reason] += 1
         del closing
         return known
 
-    def take_ahead(self, limit: int) -> list[Placed]:
+    def take_ahead(self, limit: int) -> list[tuple[PageId, E]]:
         """At most `limit` victims on the way to the low watermark, while the policy can spare them."""
         with self._lock:
             if self.bytes <= self._low_bytes:
@@ -172,6 +186,18 @@ class PageSpace:
             victims, closing = self._choose_victims(self.bytes - self._low_bytes, limit)
         del closing
         return victims
+
+    def take_more(self, need: int) -> list[tuple[PageId, E]]:
+        """Victims of so many bytes whatever the level is: for a disk whose room is in pieces."""
+        with self._lock:
+            victims, closing = self._choose_victims(need)
+        del closing
+        return victims
+
+    def expendable(self) -> bool:
+        """Whether the policy gives up pages ahead of need."""
+        with self._lock:
+            return self._policy.expendable()
 
     def _beyond_quota(self, group: str, size: int) -> int:
         quota = self._quotas.get(group)
@@ -188,17 +214,19 @@ class PageSpace:
 
     def _choose_victims(
         self, need: int, limit: int = 1 << 30, *, group: str | None = None
-    ) -> tuple[list[Placed], list[StoredPage | None]]:
+    ) -> tuple[list[tuple[PageId, E]], list[StoredPage | None]]:
         """With `group`, of its own pages only."""
-        victims: list[Placed] = []
+        victims: list[tuple[PageId, E]] = []
         closing: list[StoredPage | None] = []
         while need > 0 and len(victims) < limit and (page := self._next_victim(group)) is not None:
-            entry = self._index.pop(page)
+            entry = self._index.get(page)
             assert entry is not None, f"the policy knew {page}, the index did not"
-            self._count(entry.group, -entry.size)
+            size = self._index.size(entry)
+            self._count(self._index.group(page, entry), -size)
+            self._index.pop(page)
             victims.append((page, entry))
             closing.append(self._open.pop(page))
-            need -= entry.size
+            need -= size
         if victims:
             self._evictions["capacity"] += len(victims)
         return victims, closing
@@ -208,8 +236,9 @@ class PageSpace:
         with self._lock:
             record = self._index.file(file_id)
             pages = self._index.pages_of([record]) if record is not None else ()
-            known = [(page, entry) for page in pages if (entry := self._index.get(page)) is not None]
-            self._policy.shelter(file_id, [(page, entry.size, entry.group) for page, entry in known])
+            index = self._index
+            known = [(page, entry) for page in pages if (entry := index.get(page)) is not None]
+            self._policy.shelter(file_id, [(p, index.size(e), index.group(p, e)) for p, e in known])
 
     def expose(self, file_id: bytes) -> None:
         """One reason less."""
@@ -230,17 +259,19 @@ class PageSpace:
             closing = [self._open.pop(page) for page in pages]
             for page in pages:
                 self._policy.forget(page)
-                entry = self._index.pop(page)
+                entry = self._index.get(page)
                 assert entry is not None
-                self._count(entry.group, -entry.size)
-                self.bytes -= entry.size
+                size = self._index.size(entry)
+                self._count(self._index.group(page, entry), -size)
+                self._index.pop(page)
+                self.bytes -= size
             if pages:
                 self._evictions["lost"] += len(pages)
         del closing
         return len(pages)
 
     @property
-    def index(self) -> PageIndex:
+    def index(self) -> PageIndex[E]:
         """For looking through all pages without the lock: what it gives may be out of date at once."""
         return self._index
 

@@ -27,6 +27,10 @@ class StoredPage:
         self.touch_at = 0.0  # monotonic; uses before then are one with the last that was told
         self.head = b""  # of the answer that is the whole page
 
+    def hand_over(self) -> tuple[int, int]:
+        """`fd` is about to be passed to a process on this host: where the header and the data begin in it."""
+        return 0, self.offset
+
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
