@@ -22,6 +22,10 @@ from benchmarks.cases import (
     cold,
     corrupt,
     faces,
+    growth_connections,
+    growth_directory,
+    growth_pages,
+    growth_workers,
     peers,
     same_host,
     servers,
@@ -42,6 +46,10 @@ CASES: dict[str, Callable[[Scene], list[Row]]] = {
     "cold": cold.run,
     "servers": servers.run,
     "peers": peers.run,
+    "growth-pages": growth_pages.run,
+    "growth-connections": growth_connections.run,
+    "growth-workers": growth_workers.run,
+    "growth-directory": growth_directory.run,
     "corrupt": corrupt.run,
 }
 PEERS = {peer.key: peer for peer in (*everybody.SERVERS, *everybody.READERS)}
