@@ -8,6 +8,8 @@ import pytest
 from alluxio_places import AlluxioPlace, alluxio_place
 from mounted import Mounted, mounted
 
+from kara_cache.kara_tree import KaraTree
+
 
 @pytest.fixture(scope="session")
 def kara(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
@@ -29,3 +31,11 @@ def s3_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AlluxioPlace]
     """Three workers, etcd and an S3 bucket, with Alluxio's listener; a prefix of its own for each test."""
     with alluxio_place(tmp_path_factory.mktemp("s3"), alluxio_list_port=0) as found:
         yield found
+
+
+@pytest.fixture
+def filesystems_end_with_their_test() -> Iterator[None]:
+    """For examples that make filesystems and, as readers do, leave them to the process."""
+    yield
+    for attachment in KaraTree._attachments.values():
+        attachment.close()

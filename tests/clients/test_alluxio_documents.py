@@ -24,7 +24,12 @@ from services import require_module
 
 from kara_cache.alluxio import AlluxioClient, AlluxioFileSystem, LoadState, setup_logger
 
-pytestmark = [pytest.mark.clients, pytest.mark.s3, pytest.mark.etcd]
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.s3,
+    pytest.mark.etcd,
+    pytest.mark.usefixtures("filesystems_end_with_their_test"),
+]
 
 ROOT = Path(__file__).parents[2]
 CONTENT = bytes(range(256)) * 20
@@ -34,14 +39,6 @@ ROWS = 1000
 @pytest.fixture(scope="module")
 def place(s3_place: AlluxioPlace) -> AlluxioPlace:
     return s3_place
-
-
-@pytest.fixture(autouse=True)
-def filesystems_go_with_their_test() -> Iterator[None]:
-    yield
-    for filesystem in AlluxioFileSystem._cache.values():
-        filesystem.close()
-    AlluxioFileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="module")

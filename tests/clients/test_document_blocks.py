@@ -20,7 +20,12 @@ from typing import Any
 import pytest
 from alluxio_places import AlluxioPlace
 
-pytestmark = [pytest.mark.clients, pytest.mark.s3, pytest.mark.etcd]
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.s3,
+    pytest.mark.etcd,
+    pytest.mark.usefixtures("filesystems_end_with_their_test"),
+]
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^<!-- run -->\n```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
