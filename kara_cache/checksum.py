@@ -6,14 +6,15 @@ Not keyed: it finds accidents of disks, memory and networks, not forgery. Chosen
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from xxhash import xxh3_64_intdigest
 
 Buffer = bytes | bytearray | memoryview
 
 
-def checksum(data: Buffer) -> int:
-    """xxh3_64 with seed 0, as an unsigned 64-bit integer."""
-    return xxh3_64_intdigest(data)
+checksum: Callable[[Buffer], int] = xxh3_64_intdigest
+"""xxh3_64 with seed 0, as an unsigned 64-bit integer. The library's own: a call around it took 0.1 us."""
 
 
 __all__ = ["Buffer", "checksum"]

@@ -31,6 +31,10 @@ _MAX_FILES = 65536
 _MAX_NEAR = 4096  # pages of one file that are remembered
 _MAX_FIELDS = 64  # kinds of header fields that are remembered: one for each program and token
 _MOMENT_S = 0.1  # uses of a page within it are one use (correlated references: O'Neil et al., SIGMOD 1993)
+_HOT_BYTES = 16 << 10  # larger answers gain little
+_HOT_OVERHEAD = 400  # of the objects around one
+_MAX_HOT_BYTES = 16 << 20
+_MAX_ASKED = 1 << 12  # what comes back only after so many others would not find its answer any more
 _COPY_BYTES = 32 << 10  # up to here one read and one send are cheaper than a probe, a head and a sendfile
 
 
@@ -54,6 +58,24 @@ class _File:
         self.near: dict[int, weak[StoredPage]] = {}  # pages that were used lately; alive while open
 
 
+class _Hot:
+    """An answer that is asked for again and again: all of it, or its head where a page follows by sendfile.
+
+    It was verified when it was read, holds for as long as its page is open, and is checked against what
+    else an answer needs (the token, the eviction policy's opinion) once in a moment.
+    """
+
+    __slots__ = ("answer", "count", "page", "ref", "sliced", "until")
+
+    def __init__(self, page: StoredPage, ref: FileRef, answer: bytes, count: int) -> None:
+        self.page = weak(page)
+        self.ref = ref
+        self.answer = answer
+        self.count = count
+        self.sliced = len(answer) < count
+        self.until = 0.0
+
+
 class HitReads:
     """Event loop only. A whole page larger than a few blocks goes out by sendfile under the sum of its fill,
     unread by us (the client verifies it); all else is verified here before it is sent."""
@@ -67,6 +89,9 @@ class HitReads:
         self._scratch = memoryview(mmap.mmap(-1, 2 * cache.page_bytes))
         self._files: dict[bytes, _File] = {}
         self._plain_fields: set[bytes] = set()
+        self._hot: dict[bytes, _Hot] = {}  # by request
+        self._hot_bytes = 0
+        self._asked: set[int] = set()  # hashes of requests that came once
         self._turn = 0  # of the sample of hot paths
         self._answered: list[Connection] = []  # whose answers leave at the end of the round
         self._head = head_of_hits(cache.page_bytes)
@@ -80,9 +105,18 @@ class HitReads:
     def forget(self) -> None:
         """After the mount table changed."""
         self._files.clear()
+        self.forget_answers()
+
+    def forget_answers(self) -> None:
+        """After a reader found wrong bytes: they may have gone bad in our memory."""
+        self._hot.clear()
+        self._hot_bytes = 0
 
     def try_answer(self, connection: Connection, head: bytes) -> bool:
         """Answers the request; False, and nothing was sent or counted, if it needs the general way."""
+        hot = self._hot.get(head)
+        if hot is not None and connection.since < hot.until and (page := hot.page()) is not None:
+            return self._try_hot(connection, hot, page)
         end = head.find(b" HTTP/1.1\r\n")
         at = head.rfind(b"&start=", 0, end)
         file = self._files.get(head[:at])
@@ -105,7 +139,12 @@ class HitReads:
         if first + stop - start > self._page_bytes:
             return self._try_pages(connection, file, start, stop)
         page = self._find(file, index, connection.since)
-        return page is not None and self._try_page(connection, file.ref, page, first, stop - start)
+        if page is None:
+            return False
+        if hot is not None and hot.page() is page:
+            hot.until = connection.since + _MOMENT_S
+            return self._try_hot(connection, hot, page)
+        return self._try_page(connection, head, file.ref, page, first, stop - start)
 
     def _is_plain(self, fields: bytes) -> bool:
         """Whether the header fields ask for nothing but the answer; bodies and ends are the general way's."""
@@ -125,7 +164,6 @@ class HitReads:
         page = self._pages.peek(PageId(file.ref.file_id, index))
         if page is not None:
             page.touch_at = now + _MOMENT_S
-            self._metrics.hot_paths.seen(file.ref)
             if len(file.near) >= _MAX_NEAR:
                 file.near.clear()
             file.near[index] = weak(page)
@@ -133,14 +171,15 @@ class HitReads:
         return page
 
     def _try_page(
-        self, connection: Connection, ref: FileRef, page: StoredPage, first: int, count: int
+        self, connection: Connection, request: bytes, ref: FileRef, page: StoredPage, first: int, count: int
     ) -> bool:
         """Bytes of one page, which is what most requests are for."""
         length, output = page.header.length, connection.output
         if count == length and count > _COPY_BYTES:
             if not in_memory(page):
                 return False
-            output.put(page.head or self._keep_head(page))
+            answer = page.head or self._keep_head(page)
+            output.put(answer)
             output.put(PageSlice(page, page.offset, count))
         else:
             try:
@@ -156,8 +195,41 @@ class HitReads:
                 self._count(ref, 1, count)
                 self._metrics.hot_read.observe(monotonic() - connection.since)
                 return True
-            output.put(b"".join((head, data)))
+            answer = b"".join((head, data))
+            output.put(answer)
+        if count <= _HOT_BYTES or count == length:
+            self._offer(connection, request, _Hot(page, ref, answer, count))
         self._count(ref, 1, count)
+        self._send_soon(connection)
+        return True
+
+    def _offer(self, connection: Connection, request: bytes, hot: _Hot) -> None:
+        """Keeps an answer that was asked for before, in the same words."""
+        asked = hash(request)
+        if asked not in self._asked:
+            if len(self._asked) >= _MAX_ASKED:
+                self._asked.clear()
+            self._asked.add(asked)
+            return
+        if self._access.tokens_needed and connection.local:
+            return  # who needs no token may not leave an answer for those who do
+        self._hot_bytes += len(hot.answer) + len(request) + _HOT_OVERHEAD
+        if self._hot_bytes > _MAX_HOT_BYTES:
+            self._hot.clear()
+            self._hot_bytes = 0
+        hot.until = connection.since + _MOMENT_S
+        self._hot[request] = hot
+
+    def _try_hot(self, connection: Connection, hot: _Hot, page: StoredPage) -> bool:
+        output = connection.output
+        if hot.sliced:
+            if not in_memory(page):
+                return False
+            output.put(hot.answer)
+            output.put(PageSlice(page, page.offset, hot.count))
+        else:
+            output.put(hot.answer)
+        self._count(hot.ref, 1, hot.count)
         self._send_soon(connection)
         return True
 

@@ -241,6 +241,7 @@ class PageServer:
         self._allowed(request, "read")
         ref, start, length = self._ref(request), _number(request, "start"), _number(request, "length")
         stop = min(start + min(length, MAX_READ_BYTES), ref.size)
+        self._hits.forget_answers()
         pages, dropped = (0, 0) if start >= stop else await self._cache.check(ref, start, stop)
         await request.respond_json({"pages": pages, "dropped": dropped})
 
