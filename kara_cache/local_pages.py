@@ -1,9 +1,9 @@
 """Pages of workers on this host, read through descriptors that their workers handed over.
 
 An RPC costs 50 us whatever it carries, a read through a descriptor at hand 1 us (measured), so the
-descriptor is asked for once and kept. It outlives eviction: an unlinked page file stays readable
-until its last descriptor is closed. Nothing is trusted because it is near: identity and sums are
-checked as for bytes that came over a network.
+descriptor is asked for once and kept. It outlives eviction: an unlinked file stays readable until its
+last descriptor is closed, or is cut to nothing long after; never map it, a read tells. Nothing is
+trusted because it is near: identity and sums are checked as for bytes that came over a network.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from kara_cache.cached_file import CachedFile
 from kara_cache.checksum import checksum
 from kara_cache.errors import CacheError, FormatError, KaraError, PageCorrupt
 from kara_cache.page import DEFAULT_PAGE_BYTES, HEADER_BYTES, PageHeader, PageId, block_bytes_for
+from kara_cache.page_record import unpack
 from kara_cache.stripe import STRIPE_BYTES
-from kara_cache.worker_client import MAX_DESCRIPTORS, WorkerClient
+from kara_cache.worker_client import MAX_DESCRIPTORS, PassedPage, WorkerClient
 
 _LEAST_PAGES, _MOST_PAGES = (
     256,
@@ -41,10 +42,11 @@ Key = tuple[int, bytes, int]  # page size, file id, index
 class HeldPage:
     """An open page with a checked header. The descriptor closes with the last thread that uses it."""
 
-    __slots__ = ("block_bytes", "block_sums", "fd", "header", "length", "renew_at")
+    __slots__ = ("block_bytes", "block_sums", "fd", "header", "length", "renew_at", "start")
 
-    def __init__(self, fd: int, header: PageHeader, renew_at: float) -> None:
+    def __init__(self, fd: int, header: PageHeader, renew_at: float, start: int = HEADER_BYTES) -> None:
         self.fd = fd
+        self.start = start  # of the data in fd
         self.header = header
         self.length = header.length
         self.block_bytes = header.block_bytes
@@ -145,7 +147,7 @@ class LocalPages:
             if not 0 < count <= _SHORT_BLOCKS or at + count * _BLOCK_BYTES > page.length or offset == stop:
                 continue
             area, blocks = self._scratch.areas[count]
-            if os.preadv(page.fd, (area,), HEADER_BYTES + at) != len(area):
+            if os.preadv(page.fd, (area,), page.start + at) != len(area):
                 return False
             for block in blocks:
                 if checksum(block) != page.block_sums[first]:
@@ -225,16 +227,21 @@ class LocalPages:
             return ()
         return self._keep(worker, file, passed)
 
-    def _keep(self, worker: WorkerClient, file: CachedFile, passed: Sequence[tuple[int, int]]) -> list[int]:
+    def _keep(self, worker: WorkerClient, file: CachedFile, passed: Sequence[PassedPage]) -> list[int]:
         """Takes over the descriptors whose headers are what they should be; their page indices."""
         page_bytes, renew_at, kept = worker.link.page_bytes, self.now() + RENEW_S, []
         pages: list[tuple[Key, HeldPage]] = []
-        for index, fd in passed:
-            header = _header(fd, file, index, page_bytes)
+        for index, fd, place in passed:
+            header = _header(fd, place, file, index, page_bytes)
             if header is None:
                 os.close(fd)
                 continue
-            pages.append(((page_bytes, file.file_id, index), HeldPage(fd, header, renew_at)))
+            pages.append(
+                (
+                    (page_bytes, file.file_id, index),
+                    HeldPage(fd, header, renew_at, HEADER_BYTES if place is None else place[1]),
+                )
+            )
             kept.append(index)
         with self._lock:
             for key, page in pages:
@@ -251,7 +258,7 @@ class LocalPages:
         header = page.header
         try:
             if len(view) == header.length:
-                got = os.preadv(page.fd, [view], HEADER_BYTES)
+                got = os.preadv(page.fd, [view], page.start)
                 good = got == len(view) and checksum(view) == header.page_sum
             else:
                 good = self._read_part(page, offset, view)
@@ -273,7 +280,7 @@ class LocalPages:
         if size > _COPY_BYTES:
             return _read_around(page, offset, view, scratch)
         covered = scratch[:size]
-        if os.preadv(page.fd, (covered,), HEADER_BYTES + first) != size:
+        if os.preadv(page.fd, (covered,), page.start + first) != size:
             return False
         if size <= step:
             good = checksum(covered) == page.block_sums[first // step]
@@ -308,7 +315,7 @@ def _read_around(page: HeldPage, offset: int, view: memoryview, scratch: memoryv
     tail_start = stop - stop % step if stop < last else last
     head, tail = scratch[: head_end - first], scratch[step : step + last - tail_start]
     middle = view[head_end - offset : tail_start - offset]
-    if os.preadv(page.fd, [head, middle, tail], HEADER_BYTES + first) != last - first:
+    if os.preadv(page.fd, [head, middle, tail], page.start + first) != last - first:
         return False
     parts = ((head, first), (middle, head_end), (tail, tail_start))
     if not all(header.verify_blocks(data, at) for data, at in parts if data):
@@ -325,10 +332,15 @@ def _usual_limit() -> int:
     return max(_LEAST_PAGES, min(_MOST_PAGES, soft // 8))
 
 
-def _header(fd: int, file: CachedFile, index: int, page_bytes: int) -> PageHeader | None:
+def _header(
+    fd: int, place: tuple[int, int] | None, file: CachedFile, index: int, page_bytes: int
+) -> PageHeader | None:
     """The header, if it is the one of this page of this version of the file."""
     try:
-        header = PageHeader.decode(os.pread(fd, HEADER_BYTES, 0))
+        if place is None:
+            header = PageHeader.decode(os.pread(fd, HEADER_BYTES, 0))
+        else:
+            header = unpack(os.pread(fd, HEADER_BYTES, place[0]))
     except (OSError, FormatError):
         return None
     expected = min(page_bytes, file.size - index * page_bytes)

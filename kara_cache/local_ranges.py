@@ -10,7 +10,6 @@ from kara_cache.cached_file import CachedFile
 from kara_cache.checksum import checksum
 from kara_cache.errors import CacheError
 from kara_cache.local_pages import LocalPages
-from kara_cache.page import HEADER_BYTES
 from kara_cache.worker_client import MAX_DESCRIPTORS, WorkerClient
 
 _MOST_BYTES = 256 << 10  # of one range; a longer one is read as a whole, into its own memory
@@ -51,7 +50,7 @@ def read_pieces(local: LocalPages, pieces: Sequence[Piece]) -> list[Piece]:
         base = first * step
         last = min(-(-stop // step) * step, page.length)
         covered = scratch[: last - base]
-        if os.preadv(page.fd, (covered,), HEADER_BYTES + base) != last - base:
+        if os.preadv(page.fd, (covered,), page.start + base) != last - base:
             left.append(piece)
         elif last - base <= step:
             if checksum(covered) == page.block_sums[first]:

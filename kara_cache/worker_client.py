@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from kara_cache.cached_file import CachedFile
 from kara_cache.errors import CacheError, FormatError, WorkerUnavailable
@@ -20,6 +20,14 @@ from kara_cache.wire import decode_info
 from kara_cache.worker_link import Transport, WorkerLink, answered_error
 
 MAX_DESCRIPTORS = 64  # in one response, docs/protocol.md
+
+
+class PassedPage(NamedTuple):
+    """A page of a worker on this host."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody looks a page up with
+    fd: int
+    place: tuple[int, int] | None  # of its record and of its data in fd; None: a file of its own
 
 
 class WorkerClient:
@@ -72,25 +80,21 @@ class WorkerClient:
 
     def descriptors(
         self, file: CachedFile, first: int, count: int, deadline: float
-    ) -> builtins.list[tuple[int, int]]:
-        """(page index, descriptor) of those among `count` pages from `first` that the worker has.
+    ) -> builtins.list[PassedPage]:
+        """Those among `count` pages from `first` that the worker has.
 
         The descriptors belong to the caller. Only while the link is local.
         """
-        query = (*_identity(file), ("first", first), ("count", min(count, MAX_DESCRIPTORS)))
+        query = (*_identity(file), ("first", first), ("count", min(count, MAX_DESCRIPTORS)), ("places", 1))
         request = self.link.request("GET", "/pages", query)
         connection, fds = self.link.send_for_descriptors(request, MAX_DESCRIPTORS, deadline)
         try:
             document = self.link.document(connection, file.path)
-            pages = document.get("pages") if isinstance(document, dict) else None
-            if (
-                not isinstance(pages, list)
-                or len(pages) != len(fds)
-                or not all(type(i) is int for i in pages)
-            ):
-                what = f"{connection.where}: {len(fds)} descriptors for pages {pages!r:.100}"
+            passed = _passed(document, fds)
+            if passed is None:
+                what = f"{connection.where}: {len(fds)} descriptors for pages {document!r:.100}"
                 raise WorkerUnavailable(what, reason="protocol")
-            return list(zip(pages, fds, strict=True))
+            return passed
         except BaseException:
             for fd in fds:
                 os.close(fd)
@@ -211,6 +215,24 @@ class RangesRequest:
 def _identity(file: CachedFile) -> tuple[tuple[str, str | int], ...]:
     info = file.info
     return ("path", info.path), ("version", info.version), ("size", info.size)
+
+
+def _passed(document: Any, fds: Sequence[int]) -> list[PassedPage] | None:
+    """What a worker says of the descriptors that came with it; None where that cannot be."""
+    if not isinstance(document, dict):
+        return None
+    pages, places = document.get("pages", []), document.get("places", [None] * len(fds))
+    if not _counts(pages, len(fds)) or not isinstance(places, list) or len(places) != len(fds):
+        return None
+    if not all(place is None or _counts(place, 2) for place in places):
+        return None
+    return [PassedPage(*passed) for passed in zip(pages, fds, places, strict=True)]
+
+
+def _counts(values: object, length: int) -> bool:
+    return (
+        isinstance(values, list) and len(values) == length and all(type(n) is int and n >= 0 for n in values)
+    )
 
 
 def _parsed(line: bytes, where: str) -> Any:

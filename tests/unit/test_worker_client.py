@@ -532,9 +532,9 @@ def test_descriptors_are_counted_against_the_list(near: ScriptedWorker, connect:
     near.cached = {0, 2}
     client.info("/m/f", soon())  # makes the link local
     passed = client.descriptors(file, 0, 64, soon())
-    assert [index for index, _ in passed] == [0, 2]
-    for _, fd in passed:
-        os.close(fd)
+    assert [(page.index, page.place) for page in passed] == [(0, None), (2, None)]
+    for page in passed:
+        os.close(page.fd)
 
     def more_pages_than_descriptors(answer: Answer) -> None:
         read_end, write_end = os.pipe()

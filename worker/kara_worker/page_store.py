@@ -27,9 +27,10 @@ class StoredPage:
         self.touch_at = 0.0  # monotonic; uses before then are one with the last that was told
         self.head = b""  # of the answer that is the whole page
 
-    def hand_over(self) -> tuple[int, int]:
-        """`fd` is about to be passed to a process on this host: where the header and the data begin in it."""
-        return 0, self.offset
+    def hand_over(self) -> tuple[int, int] | None:
+        """`fd` is about to be passed to a process on this host: where the page's record (`page_record.py`)
+        and its data begin in it; None for a page in a file of its own."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)

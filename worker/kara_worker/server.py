@@ -183,7 +183,13 @@ class PageServer:
         count = min(_number(request, "count"), _MAX_DESCRIPTORS)
         self._metrics.hot_paths.read(ref)
         pages = await self._cache.open_pages(ref, range(first, first + count))
-        body = json.dumps({"pages": [page.header.page.index for page in pages]}).encode()
+        places = [page.hand_over() for page in pages]
+        document: dict[str, object] = {"pages": [page.header.page.index for page in pages]}
+        if any(places) and "places" in request.query:
+            document["places"] = places
+        elif any(places):  # a client that knows only files of one page
+            document["pages"], pages = [], []
+        body = json.dumps(document).encode()
         head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nContent-Type: application/json\r\n\r\n"
         request.started = True
         await request.write(DescriptorMessage(head.encode() + body, pages) if pages else head.encode() + body)
