@@ -290,7 +290,8 @@ def test_the_worker_reads_what_the_chart_wrote(name: str, short_place: Path, tmp
         assert (ports[f"data{suffix}"], ports[f"admin{suffix}"]) == (part.listen.port, part.admin.port)
         for name in LISTENERS:
             assert ports.get(f"alluxio-{name}{suffix}") == part.alluxio.port(name)
-    assert pod["terminationGracePeriodSeconds"] > config.life.drain_timeout_s
+    ending_s = config.handover.handover_timeout_s + config.life.drain_timeout_s
+    assert pod["terminationGracePeriodSeconds"] > ending_s
     if values.get("mounts"):
         (train,) = (mount for mount in config.mounts if mount.name == "train")
         assert (

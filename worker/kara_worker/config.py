@@ -139,6 +139,22 @@ class LifeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HandoverConfig:
+    """What a worker that stops gives to those that are asked in its place; only where etcd is."""
+
+    handover_bytes: int = 8 << 30  # of the files read last; 0: nothing. A few seconds of 10 Gbit/s
+    handover_timeout_s: float = 20.0  # for all of it, before the drain begins
+    handover_bandwidth_bytes_per_s: int | None = None  # out of this worker, beside what readers get
+
+    def __post_init__(self) -> None:
+        if self.handover_timeout_s < 0:
+            raise ConfigError(f"handover_timeout_s: want 0 or more, got {self.handover_timeout_s}")
+        if self.handover_bandwidth_bytes_per_s is not None and self.handover_bandwidth_bytes_per_s < 1:
+            got = self.handover_bandwidth_bytes_per_s
+            raise ConfigError(f"handover_bandwidth_bytes_per_s: want at least 1, got {got}")
+
+
+@dataclass(frozen=True, slots=True)
 class ServerTls:
     """TLS on the data port, off without a certificate. Paths of PEM files."""
 
@@ -167,6 +183,7 @@ class WorkerConfig:
     fill: FillConfig = field(default_factory=FillConfig, metadata=INLINE)
     loads: LoadConfig = field(default_factory=LoadConfig, metadata=INLINE)
     life: LifeConfig = field(default_factory=LifeConfig, metadata=INLINE)
+    handover: HandoverConfig = field(default_factory=HandoverConfig, metadata=INLINE)
     secret: Secret | None = None  # shared with clients; tokens are checked as soon as it is set
     tls: ServerTls = field(default_factory=ServerTls)
     alluxio: AlluxioConfig = field(default_factory=AlluxioConfig)

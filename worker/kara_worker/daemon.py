@@ -172,6 +172,15 @@ class WorkerDaemon:
             reads=self._page_reads,
         )
         stack.push_async_callback(self._loads.close)
+        self._guests = Guests(self._cache, self._loads.cluster, own=self.identity)
+        stack.push_async_callback(self._guests.close)
+        self._handover = Handover(
+            self._cache,
+            self._loads.cluster,
+            self._metrics.hot_paths.lately,
+            config.handover,
+            own=self.identity,
+        )
         self._status_page = ClusterStatus(
             self.status,
             self._loads.cluster,
@@ -182,6 +191,7 @@ class WorkerDaemon:
         )
         self._server.add_routes(self._loads.endpoints.routes())
         self._server.add_routes(self._loads.rule_endpoints.routes())
+        self._server.add_routes(HandoverEndpoints(self._cache, self._guests, self._access).routes())
         self._loads.start()
         if config.alluxio.enabled:
             self._alluxio = AlluxioListeners(
@@ -288,6 +298,7 @@ class WorkerDaemon:
             "fills_running": self._cache.loading,
             "draining": float(self._stop.is_set()),
             "lease_held": float(lease == "held"),
+            "guest_bytes": self._guests.bytes,
             **(self._alluxio.gauges() if self._alluxio is not None else {}),
         }
 
@@ -296,11 +307,22 @@ class WorkerDaemon:
         return metrics.page_hits + metrics.page_misses + metrics.page_joins
 
     def _counters(self) -> dict[str, dict[str, int]]:
-        return {} if self._registration is None else {"lease_events": self._registration.counters()}
+        if self._registration is None:
+            return {}
+        given, guests = self._handover.given, self._guests
+        return {
+            "lease_events": self._registration.counters(),
+            "handover_pages": {"given": given.pages, "taken": guests.pages_taken},
+            "handover_bytes": {"given": given.bytes, "taken": guests.bytes_taken},
+        }
 
     async def _drain(self) -> None:
-        """Peers first: clients that know go elsewhere, those that do not get an answer that says so."""
+        """Pages first, while everybody still reads here: whoever is asked next has them then. Then peers:
+        clients that know go elsewhere, those that do not get an answer that says so."""
         log.info("worker %s drains", self.identity)
+        await self._guests.close()
+        if self._registration is not None and self._registration.conflict is None:
+            await self._handover.give()
         self._state = MemberState.DRAINING
         await self._loads.close()
         if self._registration is not None:
@@ -324,6 +346,7 @@ class WorkerDaemon:
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
             self._loads.owner.forget_idle()
+            await self._guests.sweep()
             await self._cache.run_on_disk(self._loads.rules.expire, time.time_ns())
             ttl_s = {mount.name: mount.ttl_s for mount in self._stores.mounts if mount.ttl_s}
             if ttl_s:

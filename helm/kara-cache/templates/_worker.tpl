@@ -21,8 +21,8 @@ spec:
   automountServiceAccountToken: false
   enableServiceLinks: false
   {{- include "kara.pullSecrets" . | nindent 2 }}
-  # preStop, then the drain, then time to close the page store.
-  terminationGracePeriodSeconds: {{ add .Values.worker.preStopSeconds $config.drain_timeout_s 15 }}
+  # preStop, then pages are handed over, then the drain, then time to close the page store.
+  terminationGracePeriodSeconds: {{ add .Values.worker.preStopSeconds $config.handover_timeout_s $config.drain_timeout_s 15 }}
   {{- with .Values.worker.priorityClassName }}
   priorityClassName: {{ . }}
   {{- end }}
