@@ -27,6 +27,9 @@ from kara_worker.config import WorkerConfig
 from kara_worker.eviction import make_policy
 from kara_worker.file_facts import FileFacts
 from kara_worker.file_page_store import FilePageStore
+from kara_worker.handover.endpoints import HandoverEndpoints
+from kara_worker.handover.giver import Handover
+from kara_worker.handover.guests import Guests
 from kara_worker.http_server import HttpServer
 from kara_worker.identity import DirectoryLock, boot_id, load_or_create_identity
 from kara_worker.jobs.load_metrics import LoadMetrics
