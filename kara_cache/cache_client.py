@@ -7,7 +7,6 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -18,6 +17,8 @@ from kara_cache.config import ClientConfig
 from kara_cache.credentials import ClientTls, authorization
 from kara_cache.errors import CacheError, UnderStoreError, WorkerUnavailable
 from kara_cache.failover import Call, Failover, Fallback
+from kara_cache.file_answer import MAX_BYTES
+from kara_cache.file_lookups import FileLookups
 from kara_cache.file_reads import FileReads
 from kara_cache.file_writes import CacheWriter, FileWrites
 from kara_cache.known_mounts import KnownMounts
@@ -27,6 +28,7 @@ from kara_cache.membership.base import Membership, MembershipView
 from kara_cache.membership.configured import membership_of
 from kara_cache.metrics_push import MetricsPush
 from kara_cache.mount import Mount, MountTable, normalize_path
+from kara_cache.own_changes import OwnChanges
 from kara_cache.page_buffers import fresh_memory
 from kara_cache.process_events import tell_at_exit, watch
 from kara_cache.range_reads import RangeReads
@@ -39,6 +41,7 @@ from kara_cache.wire import encode_info
 from kara_cache.worker_link import Transport
 
 _MAX_FILES = 4096  # whose request prefixes are kept
+_ANY_SIZE = 10**17
 
 
 class CacheClient:
@@ -89,8 +92,10 @@ class CacheClient:
         self._local = LocalPages()
         self._reads = FileReads(self._failover, self._local, self._metrics, self._push, self._slow)
         self._ranges = RangeReads(self._failover, self._reads, self._local, self._metrics)
-        self._writes = FileWrites(self._failover, timeout_s=config.timeout_s)
-        self._listing = Listing(self._failover, timeout_s=config.timeout_s)
+        self._changes = OwnChanges()
+        self._lookups = FileLookups(self._failover, self._known_mounts, self._changes, self._metrics)
+        self._writes = FileWrites(self._failover, timeout_s=config.timeout_s, changed=self._changed)
+        self._listing = Listing(self._failover, self._changes, timeout_s=config.timeout_s)
         self._read_ahead = ReadAhead(
             self._reads.read_into,
             self._metrics,
@@ -112,15 +117,54 @@ class CacheClient:
 
     def info(self, path: str) -> FileInfo:
         """The file's current size and version, after the mount's freshness rule; or the directory."""
-        path = normalize_path(path)
-        deadline = self._failover.deadline()
-        call = Call(
-            path,
-            lambda worker, _: worker.info(path, deadline),
-            lambda store, below: replace(store.info(below), path=path),
-            deadline,
-        )
-        return self._failover.run(call)
+        return self._lookups.info(normalize_path(path))
+
+    def open_file(self, path: str) -> tuple[FileInfo, bytes | None]:
+        """As `info`, and the content where one answer could bring both: of a small file that is cached.
+
+        Raises IsADirectoryError for a directory.
+        """
+        return self._file(path, 0, MAX_BYTES, MAX_BYTES)
+
+    def open_range(self, path: str, start: int, length: int) -> tuple[FileInfo, bytes | None]:
+        """As `info`, and bytes [start, start + length), fewer at the end, where one answer brings them."""
+        return self._file(path, start, length if length <= MAX_BYTES else 0, _ANY_SIZE)
+
+    def _file(self, path: str, start: int, length: int, at_most: int) -> tuple[FileInfo, bytes | None]:
+        if monotonic() >= self._push.due_at:
+            self._push.when_due()
+        found = self._lookups.info_with(normalize_path(path), start, length, at_most)
+        if found[0].is_dir:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        return found
+
+    def look_up(
+        self, paths: Sequence[str], *, contents: bool = False
+    ) -> dict[str, tuple[FileInfo, bytes | None] | Exception]:
+        """What each of many files is, by the path as given, with a few requests to each worker.
+
+        With `contents` those of small files come along, from the store where they are not cached.
+        What is wrong with one of them, or that it is a directory, is an exception in its place.
+        """
+        normal: dict[str, str] = {}
+        found: dict[str, tuple[FileInfo, bytes | None] | Exception] = {}
+        for path in paths:
+            try:
+                normal[path] = normalize_path(path)
+            except ValueError as exc:  # noqa: PERF203 - rare
+                found[path] = exc
+        answers = self._lookups.many([*normal.values()], MAX_BYTES if contents else 0)
+        for path, name in normal.items():
+            answer = answers[name]
+            if not isinstance(answer, Exception) and answer[0].is_dir:
+                answer = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+            found[path] = answer
+        return found
+
+    def _changed(self, path: str) -> None:
+        """After a change of a file by this process, whether it succeeded or not."""
+        self._changes.note(path)
+        self._lookups.forget(path)
 
     def list(self, path: str, *, recursive: bool = False) -> Iterator[FileInfo]:
         """The direct children, sorted by path; with `recursive` every file below, no directories.
@@ -160,9 +204,12 @@ class CacheClient:
             wanted.append((known, start, length))
         return self._ranges.read(wanted)
 
-    def open_reader(self, file: FileInfo) -> SequentialReader:
-        """For many reads of one file: what is read in sequence is fetched in advance. Close it after use."""
-        return self._read_ahead.open(self._known(file))
+    def open_reader(self, file: FileInfo, *, position: int = -1) -> SequentialReader:
+        """For many reads of one file: what is read in sequence is fetched in advance. Close it after use.
+
+        `position` is where a read ended that was made without it.
+        """
+        return self._read_ahead.open(self._known(file), position)
 
     def _known(self, file: FileInfo) -> CachedFile:
         known = self._files.get(id(file))

@@ -101,13 +101,17 @@ class Cluster:
             file.routes = table.placement, routes
         owners = routes.get(stripe)
         if owners is None:
-            owners = self.owners(table, file.path, stripe)
-            if file.replicas > 1 and owners:
-                equals = owners[: file.replicas]
-                turn = (self._turn + stripe) % len(equals)
-                owners = equals[turn:] + equals[:turn] + owners[file.replicas :]
+            owners = self.turned(self.owners(table, file.path, stripe), file.replicas, stripe)
             routes[stripe] = owners
         return owners
+
+    def turned(self, owners: tuple[str, ...], replicas: int, stripe: int) -> tuple[str, ...]:
+        """The same, with those that keep the stripe's pages in an order of this process's own."""
+        equals = owners[:replicas]
+        if len(equals) < 2:
+            return owners
+        turn = (self._turn + stripe) % len(equals)
+        return equals[turn:] + equals[:turn] + owners[replicas:]
 
     def first(self, table: Table, owners: tuple[str, ...]) -> WorkerClient | None:
         """The first of `candidates`, if it is an owner."""

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from time import monotonic
 from types import TracebackType
-from typing import IO
+from typing import IO, TypeVar
 
 from kara_cache.errors import CacheError, WorkerBusy, WorkerUnavailable
 from kara_cache.failover import Call, Detours, Failover
 from kara_cache.ufs.base import FileInfo, UnderStore
 from kara_cache.worker_client import WorkerClient
 
+T = TypeVar("T")
 SPOOL_BYTES = 8 << 20  # in memory; what is longer goes to a temporary file
 _CHUNK_BYTES = 1 << 20
 _NEVER_SENT = frozenset({"refused", "dns", "unreachable", "tls"})  # failures before the request was out
@@ -74,15 +75,27 @@ class FileWrites:
     twice changes nothing. An append is never sent twice.
     """
 
-    def __init__(self, failover: Failover, *, timeout_s: float) -> None:
-        """`timeout_s` bounds each step of an upload, not the whole."""
+    def __init__(
+        self, failover: Failover, *, timeout_s: float, changed: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`timeout_s` bounds each step of an upload, not the whole.
+
+        `changed` is told the path after each change, also when it failed: it may have taken effect.
+        """
         self._failover = failover
         self._timeout_s = timeout_s
+        self._changed = changed
 
     def open_writer(self, path: str, *, append: bool) -> CacheWriter:
         if append:
-            return CacheWriter(lambda spool, size: self._append(path, spool, size))
-        return CacheWriter(lambda spool, size: self._replace(path, spool, size))
+            return CacheWriter(lambda spool, size: self._told(path, lambda: self._append(path, spool, size)))
+        return CacheWriter(lambda spool, size: self._told(path, lambda: self._replace(path, spool, size)))
+
+    def _told(self, path: str, change: Callable[[], T]) -> T:
+        try:
+            return change()
+        finally:
+            self._changed(path)
 
     def _replace(self, path: str, spool: IO[bytes], size: int) -> FileInfo:
         def ask(worker: WorkerClient, _: bool) -> FileInfo:
@@ -128,7 +141,7 @@ class FileWrites:
             with suppress(*((FileNotFoundError,) if maybe_done else ())):
                 store.delete(relative)
 
-        self._failover.run(Call(path, ask, from_store, self._failover.deadline()))
+        self._told(path, lambda: self._failover.run(Call(path, ask, from_store, self._failover.deadline())))
 
     def make_directory(self, path: str) -> None:
         deadline = self._failover.deadline()
@@ -138,7 +151,7 @@ class FileWrites:
             lambda store, relative: store.make_directory(relative),
             deadline,
         )
-        self._failover.run(call)
+        self._told(path, lambda: self._failover.run(call))
 
     def _upload_deadline(self, size: int) -> float:
         """After which no further worker is tried: one may have been silent, a slow store takes 1 MiB/s."""

@@ -46,6 +46,8 @@ class KaraFileSystem(KaraTree):
         **kwargs: Any,
     ) -> Any:
         """As in fsspec, and what is compressed on its way into a file is written as a whole, too."""
+        if mode == "rb" and compression is None and not kwargs:
+            return self._open_to_read(self._strip(path))
         codec = get_compression(path, compression)
         if codec is None or "b" not in mode or mode == "rb":
             return super().open(path, mode, block_size, cache_options, compression, **kwargs)
@@ -71,10 +73,7 @@ class KaraFileSystem(KaraTree):
             io.UnsupportedOperation: mode "ab" where the store cannot append, and any other mode.
         """
         if mode == "rb":
-            file = self.file_info(path)
-            if file.is_dir:
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file.path)
-            return KaraFile(self, path, file)
+            return self._open_to_read(self._strip(path))
         if mode not in {"wb", "xb", "ab"}:
             raise io.UnsupportedOperation(f"mode {mode!r}: files open for reading, writing or appending")
         if mode == "xb":
@@ -82,9 +81,20 @@ class KaraFileSystem(KaraTree):
         writer = self.client.open_writer(self.kara_path(path), append=mode == "ab")
         return KaraFileWriter(self, path, mode, writer, autocommit=autocommit)
 
+    def _open_to_read(self, name: str) -> KaraFile:
+        file, content = self.client.open_file(self._kara_path(name))
+        return KaraFile(self, name, file, content=content)
+
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        file = self.file_info(path)
-        return bytes(self.client.read(file, *_span(file, start, end)))
+        path = self._kara_path(self._strip(path))
+        if start is None and end is None:
+            file, content = self.client.open_file(path)
+        elif end is not None and 0 <= (start or 0) < end:
+            file, content = self.client.open_range(path, start or 0, end - (start or 0))
+        else:
+            file, content = self.client.open_file(path)
+            content = None if content is None else content[start:end]
+        return self.client.read(file, *_span(file, start, end)) if content is None else content
 
     def cat_ranges(
         self,
@@ -251,15 +261,20 @@ class KaraFileSystem(KaraTree):
 
     def _cat_batch(self, spans: list[Span], *, raising: bool) -> list[Any]:
         """The bytes of each span in order, or, unless `raising`, the exception in its place."""
-        files = self._look_up({name for name, _, _ in spans})
-        contents: list[Any] = [files[name] for name, _, _ in spans]
+        whole = all(start is None and stop is None for _, start, stop in spans)
+        files = self._look_up(dict.fromkeys(name for name, _, _ in spans), contents=whole)
+        contents: list[Any] = [None] * len(spans)
         wanted = {}
         for index, (name, start, stop) in enumerate(spans):
-            file = files[name]
-            if isinstance(file, FileInfo):
-                wanted[index] = (file, *_span(file, start, stop))
-            elif raising:
-                raise file
+            found = files[name]
+            if isinstance(found, Exception):
+                if raising:
+                    raise found
+                contents[index] = found
+            elif found[1] is not None:
+                contents[index] = found[1][start:stop]
+            else:
+                wanted[index] = (found[0], *_span(found[0], start, stop))
         for batch in _batches(wanted):
             asked = [wanted[index] for index in batch]
             try:
@@ -272,20 +287,19 @@ class KaraFileSystem(KaraTree):
                 contents[index] = view if isinstance(view, Exception) else bytes(view)
         return contents
 
-    def _look_up(self, names: set[str]) -> dict[str, FileInfo | Exception]:
-        def look_up(name: str) -> FileInfo | Exception:
+    def _look_up(
+        self, names: Iterable[str], *, contents: bool
+    ) -> dict[str, tuple[FileInfo, bytes | None] | Exception]:
+        """What is wrong with one of them is in its place."""
+        found: dict[str, tuple[FileInfo, bytes | None] | Exception] = {}
+        paths: dict[str, str] = {}
+        for name in names:
             try:
-                file = self.file_info(name)
-            except (KaraError, OSError, ValueError) as error:
-                return error
-            if file.is_dir:
-                return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file.path)
-            return file
-
-        if len(names) <= 1:
-            return {name: look_up(name) for name in names}
-        with ThreadPoolExecutor(min(REQUESTS_AT_ONCE, len(names)), "kara-look-up") as pool:
-            return dict(zip(names, pool.map(look_up, names), strict=True))
+                paths[name] = self._kara_path(name)
+            except (KaraError, OSError, ValueError) as error:  # noqa: PERF203 - a few microseconds of many
+                found[name] = error
+        answers = self.client.look_up([*paths.values()], contents=contents)
+        return found | {name: answers[path] for name, path in paths.items()}
 
     def _read_alone(self, wanted: tuple[FileInfo, int, int]) -> Any:
         try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import operator
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fsspec.caching import BaseCache
 from fsspec.compression import compr
 from fsspec.spec import AbstractBufferedFile
 
@@ -48,34 +50,84 @@ class KaraFile(AbstractBufferedFile):
     caller's buffer. The base class makes it a file that fsspec's `blockcache::` can work with.
     """
 
-    def __init__(self, fs: KaraFileSystem, path: str, file: FileInfo, *, position: int = 0) -> None:
-        super().__init__(fs, path, "rb", fs.blocksize, cache_type="none", size=file.size)
+    # of every open file; `close`, `loc` and the like are of an instance
+    mode = "rb"
+    autocommit = True
+    start = end = None
+    closed = True  # of one that was never opened: fsspec has a property here, which costs more
+    _given_cache: Any = None  # `blockcache::` put its own there
+    _reader: RangeReader | None = None
+
+    def __init__(
+        self,
+        fs: KaraFileSystem,
+        path: str,
+        file: FileInfo,
+        *,
+        position: int = 0,
+        content: bytes | None = None,
+    ) -> None:
+        """`content` is all of the file, if it came with the facts.
+
+        What fsspec's constructor makes is made when somebody asks for it: it would cost more than a read.
+        """
+        self.fs = fs
+        self.path = path
+        self.size = file.size
         self.loc = position
+        self.closed = False
         self._file = file
-        self._details = fs.entry(file, path)
-        self._unbuffered = self.cache
-        self._reader: RangeReader | None = None
+        self._content = content
+        self._ends = (-1, -1)  # of the latest two reads made without a reader
+
+    @property
+    def blocksize(self) -> int:
+        return self.fs.blocksize
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return self.fs.entry(self._file, self.path)
+
+    @property
+    def cache(self) -> Any:
+        """What fsspec reads through; none unless somebody put one here."""
+        if self._given_cache is None and not self.closed:
+            return BaseCache(self.blocksize, self._fetch_range, self.size)
+        return self._given_cache
+
+    @cache.setter
+    def cache(self, cache: Any) -> None:
+        self._given_cache = cache
 
     def readinto(self, buffer: Any) -> int:  # Any: the buffer protocol has no name before Python 3.12
         self._check_open()
-        if self.cache is not self._unbuffered:  # `blockcache::` put its own there
-            return int(super().readinto(buffer))
         view = memoryview(buffer).cast("B")
-        length = min(len(view), self.size - self.loc)
+        start = self.loc
+        length = min(len(view), self.size - start)
         if length <= 0:
             return 0
-        try:
-            count = self._open_reader().readinto_at(self.loc, view[:length])
-        except FileNotFoundError:
-            count = self._moved().readinto_at(self.loc, view[:length])
+        if self._given_cache is not None or self._content is not None:
+            data = self._bytes_at(start, length)
+            count = len(data)
+            view[:count] = data
+        else:
+            count = self._fill(start, view[:length])
         self.loc += count
         return count
 
     def read(self, length: int | None = -1) -> bytes:
-        self._check_open()
-        wanted = self.size if length is None or length < 0 else length
-        data = self._bytes_at(self.loc, wanted)
-        self.loc += len(data)
+        if self.closed:
+            self._check_open()
+        start = self.loc
+        left = self.size - start
+        if length is None or length < 0 or length > left:
+            length = left
+        data = self._bytes_at(start, length)
+        self.loc = start + len(data)
         return data
 
     read1 = read
@@ -92,15 +144,40 @@ class KaraFile(AbstractBufferedFile):
 
     def seek(self, loc: int, whence: int = 0) -> int:
         self._check_open()
-        return int(super().seek(loc, whence))
+        loc = operator.index(loc)
+        if whence == 1:
+            loc += self.loc
+        elif whence == 2:
+            loc += self.size
+        elif whence != 0:
+            raise ValueError(f"seek: whence {whence}, want 0, 1 or 2")
+        if loc < 0:
+            raise ValueError(f"seek: {loc} is before start of {self.path}")
+        self.loc = loc
+        return loc
 
     def tell(self) -> int:
         self._check_open()
         return int(self.loc)
 
     def close(self) -> None:
-        self._close_reader()
-        super().close()
+        if self._reader is not None:
+            self._close_reader()
+        if self._given_cache is not None:
+            super().close()
+        self._content = None
+        self.closed = True
+
+    def __del__(self) -> None:
+        if not self.closed:
+            self.close()
+
+    def __enter__(self) -> KaraFile:
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __reduce__(self) -> tuple[Callable[..., KaraFile], tuple[Any, ...]]:
         return _reopen, (self.fs, self.path, self._file, self.loc)
@@ -112,26 +189,50 @@ class KaraFile(AbstractBufferedFile):
     __str__ = __repr__
 
     def _fetch_range(self, start: int, end: int) -> bytes:
+        if self._content is not None:
+            return self._content[start:end]
+        reader = self._reader_for(start, end)
         try:
-            return bytes(self._open_reader().read_at(start, end - start))
+            if reader is None:
+                return self.fs.client.read(self._file, start, end - start)
+            return bytes(reader.read_at(start, end - start))
         except FileNotFoundError:
-            return bytes(self._moved().read_at(start, end - start))
+            self._move()
+            return self.fs.client.read(self._file, start, end - start)
+
+    def _fill(self, start: int, view: memoryview) -> int:
+        reader = self._reader_for(start, start + len(view))
+        try:
+            if reader is None:
+                return self.fs.client.read_into(self._file, start, view)
+            return reader.readinto_at(start, view)
+        except FileNotFoundError:
+            self._move()
+            return self.fs.client.read_into(self._file, start, view)
 
     def _bytes_at(self, start: int, length: int) -> bytes:
         length = min(length, self.size - start)
         if length <= 0:
             return b""
-        if self.cache is not self._unbuffered:
-            return bytes(self.cache._fetch(start, start + length))
+        if self._given_cache is not None:
+            return bytes(self._given_cache._fetch(start, start + length))
         return self._fetch_range(start, start + length)
 
-    def _open_reader(self) -> RangeReader:
-        if self._reader is None:
-            self._reader = self.fs.client.open_reader(self._file)
-        return self._reader
+    def _reader_for(self, start: int, stop: int) -> RangeReader | None:
+        """The reader with read-ahead, from the first read on that continues one of the two before it.
 
-    def _moved(self) -> RangeReader:
-        """A reader of the same version where it is now.
+        A file that is read once, or here and there, does without its lock and its window.
+        """
+        reader = self._reader
+        if reader is None:
+            if start in self._ends:
+                reader = self._reader = self.fs.client.open_reader(self._file, position=start)
+            else:
+                self._ends = (stop, self._ends[0])
+        return reader
+
+    def _move(self) -> None:
+        """Goes on with the same version where it is now.
 
         The kara path of a url changes when a private worker starts again without our mounts, and
         when a cluster that could not be reached is back.
@@ -141,10 +242,9 @@ class KaraFile(AbstractBufferedFile):
             raise StaleVersion(f"{old.path}: version {old.version} was opened, {new.path} is {new.version}")
         self._file = new
         self._close_reader()
-        return self._open_reader()
 
     def _close_reader(self) -> None:
-        reader, self._reader = getattr(self, "_reader", None), None
+        reader, self._reader = self._reader, None
         if reader is not None:
             reader.close()
 

@@ -127,7 +127,9 @@ class KaraTree(ChainedFileSystem):
 
     def kara_path(self, path: str) -> str:
         """The full path above the mount table, which is what the CLI, logs and errors speak of."""
-        name = self._strip(path)
+        return self._kara_path(self._strip(path))
+
+    def _kara_path(self, name: str) -> str:
         url = self._names.url(name)
         if url is not None:
             return self._attachment.kara_path(url)

@@ -1,4 +1,4 @@
-"""What workers last said of their mounts: how many owners of a stripe keep its pages."""
+"""What workers last said of their mounts: how many owners keep a page, and whether files ever change."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class KnownMounts:
         self._cluster = cluster
         self._clock = clock
         self._replicas: dict[str, int] = {}  # by mount
+        self._immutable: frozenset[str] = frozenset()  # names of mounts
+        self.told: Any = None  # the document; another object when it is another one
         self._ask_at = float("-inf")
 
     def replicas(self, path: str) -> int:
@@ -31,6 +33,11 @@ class KnownMounts:
             self._ask_at = self._clock() + _KEEP_S
             self._ask()
         return self._replicas.get(path[1:].partition("/")[0], 1)
+
+    def is_immutable(self, path: str) -> bool:
+        """Whether what is known of a file holds for ever; False where nobody said so. Never raises."""
+        self.replicas(path)
+        return path[1:].partition("/")[0] in self._immutable
 
     def _ask(self) -> None:
         try:
@@ -45,6 +52,11 @@ class KnownMounts:
 
     def _take(self, document: Any) -> None:
         try:
-            self._replicas = {str(mount["name"]): int(mount["replicas"]) for mount in document}
-        except (TypeError, KeyError, ValueError) as exc:
+            replicas = {str(mount["name"]): int(mount["replicas"]) for mount in document}
+            immutable = frozenset(m["name"] for m in document if m.get("freshness") == "immutable")
+        except (AttributeError, TypeError, KeyError, ValueError) as exc:
             log.debug("mounts.failed: %r", exc)
+            return
+        self._replicas, self._immutable = replicas, immutable
+        if document != self.told:
+            self.told = document

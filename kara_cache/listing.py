@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kara_cache.errors import CacheError, UnderStoreError
 from kara_cache.failover import Detours, Failover
+from kara_cache.own_changes import OwnChanges
 from kara_cache.ufs.base import FileInfo, UnderStore
 from kara_cache.worker_client import WorkerClient
 
@@ -13,9 +14,10 @@ from kara_cache.worker_client import WorkerClient
 class Listing:
     """Entries below a path, from one worker after the other. Thread-safe."""
 
-    def __init__(self, failover: Failover, *, timeout_s: float) -> None:
+    def __init__(self, failover: Failover, changes: OwnChanges, *, timeout_s: float) -> None:
         """`timeout_s` bounds each wait for a worker, not the whole: the caller sets the pace."""
         self._failover = failover
+        self._changes = changes
         self._timeout_s = timeout_s
 
     def entries(self, path: str, *, recursive: bool) -> Iterator[FileInfo]:

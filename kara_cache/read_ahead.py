@@ -75,8 +75,9 @@ class ReadAhead:
         self.generation = 0  # another one in every forked child
         self.orphans: deque[_Chunk] = deque()  # of readers that nobody closed
 
-    def open(self, file: CachedFile) -> SequentialReader:
-        return SequentialReader(file, self)
+    def open(self, file: CachedFile, position: int = -1) -> SequentialReader:
+        """`position`: where the reader has read up to already, -1 for nowhere."""
+        return SequentialReader(file, self, position)
 
     def release(self, chunk: _Chunk) -> None:
         """Takes the memory of a chunk that nobody uses any more. Once for each chunk."""
@@ -110,11 +111,12 @@ class SequentialReader:
     advance fetch failed with is raised by the read that needs its bytes; the next one tries again.
     """
 
-    def __init__(self, file: CachedFile, shared: ReadAhead) -> None:
+    def __init__(self, file: CachedFile, shared: ReadAhead, position: int = -1) -> None:
         self.file = file
         self._shared = shared
         self._closed = False
         self._reset()
+        self._window = Window(position)
 
     def _reset(self) -> None:
         self._generation = self._shared.generation

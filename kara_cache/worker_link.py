@@ -294,7 +294,12 @@ class WorkerLink:
 
 def answered_error(connection: Connection, path: str) -> BaseException:
     """The exception that an answer other than 200 carries; reads its body to the end."""
-    error = decode_error(connection.head.status, connection.receive_all(_MAX_ERROR_BYTES), connection.where)
+    body = connection.receive_all(_MAX_ERROR_BYTES)
+    return named_error(decode_error(connection.head.status, body, connection.where), path)
+
+
+def named_error(error: BaseException, path: str) -> BaseException:
+    """With the number and the file that Python's own errors of files have."""
     number = _ERRNO.get(type(error))
     if number is None:
         return error

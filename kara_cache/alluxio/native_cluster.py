@@ -24,6 +24,7 @@ from kara_cache.alluxio.path_status import AlluxioPathStatus, status_of_document
 from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientCounts, ClientMetrics
 from kara_cache.config import ClientConfig
+from kara_cache.errors import KaraError
 from kara_cache.failover import Fallback
 from kara_cache.file_writes import CacheWriter
 from kara_cache.kara_url import scheme_of
@@ -154,9 +155,33 @@ class NativeCluster:
         with ThreadPoolExecutor(_READS_AT_ONCE, "alluxio-read") as pool:
             return [memoryview(data) for data in pool.map(lambda wanted: self.read(*wanted), ranges)]
 
-    def open_reader(self, file: FileInfo) -> SequentialReader:
+    def open_reader(self, file: FileInfo, *, position: int = -1) -> SequentialReader:
         """For many reads of one file: what is read in sequence is fetched in advance. Close it after use."""
-        return self._read_ahead.open(CachedFile(file))
+        return self._read_ahead.open(CachedFile(file), position)
+
+    def open_file(self, path: str) -> tuple[FileInfo, None]:
+        """As `CacheClient` has it; Alluxio has no answer for both, so there is never content."""
+        info = self.info(path)
+        if info.is_dir:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        return info, None
+
+    def open_range(self, path: str, start: int, length: int) -> tuple[FileInfo, None]:
+        return self.open_file(path)
+
+    def look_up(
+        self, paths: Sequence[str], *, contents: bool = False
+    ) -> dict[str, tuple[FileInfo, None] | Exception]:
+        """As `CacheClient` has it, with a request for each file."""
+
+        def look_up(path: str) -> tuple[FileInfo, None] | Exception:
+            try:
+                return self.open_file(path)
+            except (KaraError, OSError, ValueError) as error:
+                return error
+
+        with ThreadPoolExecutor(_READS_AT_ONCE, "alluxio-look-up") as pool:
+            return dict(zip(paths, pool.map(look_up, paths), strict=True))
 
     def _read_known(self, file: CachedFile, start: int, view: memoryview) -> int:
         return self.read_into(file.info, start, view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -30,16 +31,21 @@ class FileFacts:
         self._known: OrderedDict[str, tuple[float, FileInfo]] = OrderedDict()
         self._flights: SingleFlight[str, FileInfo] = SingleFlight()
 
-    async def info(self, path: str) -> FileInfo:
+    async def info(self, path: str, max_age_s: float = math.inf) -> FileInfo:
+        """What was learnt more than `max_age_s` ago does not do for this caller, who has written since."""
         if path == "/":
             return self._stores.info(path)
         mount, _ = self._stores.locate(path)
         known = self._known.get(path)
-        if known is not None and mount.freshness.trusts(self._clock() - known[0]):
-            self._known.move_to_end(path)
-            return known[1]
+        if known is not None:
+            age_s = self._clock() - known[0]
+            if mount.freshness.trusts(age_s) and age_s <= max_age_s:
+                self._known.move_to_end(path)
+                return known[1]
         if not mount.freshness.trusts(0):
             return await self._ask(path)
+        if max_age_s < math.inf:  # a request that is under way may have begun before
+            return await self._ask_and_remember(path)
         return await self._flights.run(path, lambda: self._ask_and_remember(path))
 
     def known(self, path: str) -> FileInfo | None:

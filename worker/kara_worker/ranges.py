@@ -148,7 +148,7 @@ class Ranges:
                 ref, item = files[ranges[index].file], ranges[index]
                 assert isinstance(ref, FileRef)
                 try:
-                    data = await self._load(ref, item.start, min(item.start + item.length, ref.size))
+                    data = await self.load(ref, item.start, min(item.start + item.length, ref.size))
                 except Exception as exc:  # noqa: BLE001 - one bad range is an answer to that range alone
                     return _error_frame(index, exc)
                 return RANGE_FRAME.pack(index, 0, len(data), checksum(data)) + data
@@ -167,7 +167,8 @@ class Ranges:
             for task in tasks:
                 task.cancel()
 
-    async def _load(self, ref: FileRef, start: int, stop: int) -> bytes:
+    async def load(self, ref: FileRef, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of the file, from the store where they are not here."""
         out = bytearray()
         for part in await self._cache.parts(ref, start, stop):
             if isinstance(part, CachedPart):

@@ -21,8 +21,12 @@ from kara_cache.wire import (
     encode_info,
 )
 from kara_worker.access import AccessControl
+from kara_worker.arguments import number as _number
+from kara_worker.arguments import text as _text
 from kara_worker.client_totals import ClientTotals
 from kara_worker.explain import explain
+from kara_worker.file_answers import FileAnswers
+from kara_worker.file_endpoints import FileEndpoints
 from kara_worker.file_facts import FileFacts
 from kara_worker.hit_reads import HitReads
 from kara_worker.http_request import Request
@@ -74,13 +78,13 @@ class PageServer:
         self._slow_reads = SlowReads(metrics.mean_store_seconds)
         self._reads = Reads(cache, metrics)
         self._ranges = Ranges(cache, self._reads, metrics)
+        self._files = FileEndpoints(FileAnswers(cache, facts, metrics, self._ranges.load), facts, access)
         self._hits = HitReads(cache, access, metrics)
         self.draining = False
         self.last_request = time.monotonic()
         self._routes: dict[tuple[str, str], tuple[str, Handler]] = {
             ("GET", "/read"): ("read", self._read),
             ("POST", "/ranges"): ("ranges", self._read_ranges),
-            ("GET", "/info"): ("info", self._info),
             ("GET", "/list"): ("list", self._list),
             ("PUT", "/file"): ("write", self._write),
             ("DELETE", "/file"): ("delete", self._delete),
@@ -94,6 +98,7 @@ class PageServer:
             ("GET", "/explain"): ("explain", self._explain),
             ("POST", "/client-metrics"): ("client_metrics", self._client_metrics),
             ("GET", "/slow-reads"): ("slow_reads", self._told_slow_reads),
+            **self._files.routes(),
         }
 
     def add_routes(self, routes: Mapping[tuple[str, str], tuple[str, Handler]]) -> None:
@@ -102,7 +107,10 @@ class PageServer:
 
     def try_fast(self, connection: Connection, head: bytes) -> bool:
         if not head.startswith(_READ) or self.draining:
-            return False
+            if self.draining or not self._files.try_answer(connection, head):
+                return False
+            self.last_request = connection.since
+            return True
         self.last_request = connection.since
         return self._hits.try_answer(connection, head)
 
@@ -139,6 +147,7 @@ class PageServer:
 
     def forget_targets(self) -> None:
         """After the mount table changed."""
+        self._files.forget()
         self._hits.forget()
         self._facts.clear()
 
@@ -196,11 +205,6 @@ class PageServer:
 
     # -- metadata and writing -----------------------------------------------------------------------
 
-    async def _info(self, request: Request) -> None:
-        path = self._allowed(request, "read")
-        info = await self._facts.info(path)
-        await request.respond_json(encode_info(info))
-
     async def _list(self, request: Request) -> None:
         path = self._allowed(request, "read")
         recursive = request.query.get("recursive") == "1"
@@ -231,7 +235,9 @@ class PageServer:
         await request.respond_json({})
 
     async def _make_directory(self, request: Request) -> None:
-        await self._in_thread(self._stores.make_directory, self._allowed(request, "write"))
+        path = self._allowed(request, "write")
+        await self._in_thread(self._stores.make_directory, path)
+        self._facts.forget(path)
         await request.respond_json({})
 
     # -- the cache itself ---------------------------------------------------------------------------
@@ -308,20 +314,6 @@ def describe_mount(mount: Mount) -> dict[str, Any]:
 def _concerns(claims: Claims, mount: str) -> bool:
     """Whether the scope covers the mount or something in it."""
     return is_below(mount, claims.prefix) or is_below(claims.prefix, mount)
-
-
-def _text(request: Request, key: str) -> str:
-    try:
-        return request.query[key]
-    except KeyError:
-        raise ValueError(f"{request.path}: argument {key!r} is missing") from None
-
-
-def _number(request: Request, key: str) -> int:
-    text = _text(request, key)
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise ValueError(f"{request.path}: {key}={text[:40]!r} is not a number of bytes")
-    return int(text)
 
 
 def _take(entries: Iterator[FileInfo]) -> list[FileInfo]:
