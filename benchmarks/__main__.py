@@ -29,6 +29,8 @@ from benchmarks.cases import (
     peers,
     same_host,
     servers,
+    two_jobs,
+    whole_files,
     worker,
 )
 from benchmarks.peers import all as everybody
@@ -46,6 +48,9 @@ CASES: dict[str, Callable[[Scene], list[Row]]] = {
     "cold": cold.run,
     "servers": servers.run,
     "peers": peers.run,
+    "checkpoint": whole_files.checkpoint,
+    "parquet": whole_files.parquet,
+    "two-jobs": two_jobs.run,
     "growth-pages": growth_pages.run,
     "growth-connections": growth_connections.run,
     "growth-workers": growth_workers.run,

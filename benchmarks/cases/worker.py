@@ -64,9 +64,8 @@ def _row(
             ("p99 us", "p99_us"), ("loader busy", "loader_busy"),
         )
     }  # fmt: skip
-    detail["CPU us/req, worker / nginx"] = rounds.median("worker", "cpu_us") / rounds.median(
-        "nginx", "cpu_us"
-    )
+    if theirs_us := rounds.median("nginx", "cpu_us"):
+        detail["CPU us/req, worker / nginx"] = rounds.median("worker", "cpu_us") / theirs_us
     return Row(f"worker_{key}", what, rounds.ratios("worker", "nginx", "rate"), target, detail=detail).of(
         rounds
     )
