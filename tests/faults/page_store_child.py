@@ -1,7 +1,8 @@
 """A page store in a process of its own, to be killed and lied to: started, asked and traced by the tests.
 
 As a program it reads commands from stdin and answers each with one line of JSON:
-`python page_store_child.py ROOT CAPACITY_BYTES`, then `put N`, `get N`, `verify N`, `stats`, `probe`.
+`python page_store_child.py ROOT CAPACITY_BYTES KIND [SEGMENT_BYTES]`, then `put N`, `get N`, `verify N`,
+`drop N`, `stats`, `probe`.
 Page N is `make_page("/m/f", N)`.
 """
 
@@ -23,6 +24,7 @@ from page_data import PAGE_BYTES, Page, make_page, read
 
 from kara_worker.eviction import LeastRecentlyUsed
 from kara_worker.file_page_store import FilePageStore
+from kara_worker.segment_page_store import SegmentPageStore
 
 TIMEOUT_S = 60.0
 
@@ -31,18 +33,36 @@ def page_number(number: int) -> Page:
     return make_page("/m/f", number)
 
 
-def open_store(root: Path | str, capacity_bytes: int) -> FilePageStore:
-    return FilePageStore([root], capacity_bytes, PAGE_BYTES, LeastRecentlyUsed(), min_free_bytes=0)
+Store = FilePageStore | SegmentPageStore
+
+
+def open_store(
+    root: Path | str, capacity_bytes: int, kind: str = "files", segment_bytes: int | None = None
+) -> Store:
+    """`segment_bytes` is for segments; by default a segment is as small as can be."""
+    policy = LeastRecentlyUsed()
+    if kind == "files":
+        return FilePageStore([root], capacity_bytes, PAGE_BYTES, policy, min_free_bytes=0)
+    return SegmentPageStore(
+        [root], capacity_bytes, PAGE_BYTES, policy, min_free_bytes=0, segment_bytes=segment_bytes or 1
+    )
 
 
 class Child:
     """The running program. A context manager: it is killed in the end."""
 
-    def __init__(self, root: Path, capacity_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        root: Path,
+        capacity_bytes: int = 1 << 30,
+        kind: str = "files",
+        segment_bytes: int | None = None,
+    ) -> None:
+        options = [str(capacity_bytes), kind, *([str(segment_bytes)] if segment_bytes else [])]
         here = str(Path(__file__).parents[1])
         self._alive = True
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(root), str(capacity_bytes)],
+            [sys.executable, __file__, str(root), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": here},
@@ -109,7 +129,8 @@ class Child:
 
 
 def main() -> None:
-    store = open_store(sys.argv[1], int(sys.argv[2]))
+    segment_bytes = int(sys.argv[4]) if len(sys.argv) > 4 else None
+    store = open_store(sys.argv[1], int(sys.argv[2]), sys.argv[3], segment_bytes)
     list(store.files())  # everything is listed before the first command
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
@@ -123,6 +144,8 @@ def main() -> None:
             answer = None if stored is None else read(stored) == bytes(page_number(int(number))[1])
         elif verb == "verify":
             answer = store.verify(page_number(int(number))[0].page)
+        elif verb == "drop":
+            answer = store.drop(page_number(int(number))[0].page, "free")
         elif verb == "probe":
             answer = store.probe()
         else:

@@ -34,6 +34,7 @@ from kara_worker.tls import server_context
 _MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its NUL
 _SOCKET_NAME_BYTES = len("/.sock") + 32
 _DEFAULT_CAPACITY_BYTES = 10 << 30
+_PAGE_STORES = ("auto", "segments", "files")
 _MIN_PAGES = 4
 
 
@@ -66,6 +67,7 @@ class StoreConfig:
     page_dirs: tuple[str, ...] = ()  # "a,b": ours alone; one for each disk
     capacity_bytes: int = 0  # in all directories together; 0: 10 GiB, or half of a smaller disk
     page_bytes: int = DEFAULT_PAGE_BYTES  # power of two; smaller wastes headers, larger wastes reads
+    page_store: str = "files"  # "segments": many pages to a file; "auto": those where the file system can
     eviction: str = "s3fifo"  # the policy's name; one-off scans do not flush the rest
     guard: bool = True  # keeps a scan that is larger than the cache from evicting what it will read again
     high_watermark: float = 0.95  # of the capacity: here eviction begins
@@ -81,6 +83,8 @@ class StoreConfig:
             raise ConfigError(
                 f"capacity_bytes: want at least {_MIN_PAGES} pages, {least} bytes, got {self.capacity_bytes}"
             )
+        if self.page_store not in _PAGE_STORES:
+            raise ConfigError(f"page_store: want {', '.join(_PAGE_STORES)}, got {self.page_store!r}")
         if not 0 < self.low_watermark < self.high_watermark <= 1:
             raise ConfigError(
                 "watermarks: want 0 < low_watermark < high_watermark <= 1, "

@@ -26,7 +26,6 @@ from kara_worker.cluster_status import ClusterStatus
 from kara_worker.config import WorkerConfig
 from kara_worker.eviction import make_policy
 from kara_worker.file_facts import FileFacts
-from kara_worker.file_page_store import FilePageStore
 from kara_worker.handover.endpoints import HandoverEndpoints
 from kara_worker.handover.giver import Handover
 from kara_worker.handover.guests import Guests
@@ -38,6 +37,7 @@ from kara_worker.metrics import WorkerCollector, WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.page_cache import PageCache
 from kara_worker.page_file import group_token
+from kara_worker.page_stores import open_page_store
 from kara_worker.private_mounts import PrivateMounts
 from kara_worker.registration import Registration
 from kara_worker.server import PageServer
@@ -100,15 +100,8 @@ class WorkerDaemon:
         store = config.store
         directories = [Path(directory) for directory in store.page_dirs]
         quotas = {mount.name: mount.quota_bytes for mount in config.mounts if mount.quota_bytes is not None}
-        self._pages = FilePageStore(
-            directories,
-            capacity_bytes=store.capacity_bytes,
-            page_bytes=store.page_bytes,
-            policy=make_policy(store.eviction, guard=store.guard, groups=[*map(group_token, quotas)]),
-            quotas=quotas,
-            high_watermark=store.high_watermark,
-            low_watermark=store.low_watermark,
-        )
+        policy = make_policy(store.eviction, guard=store.guard, groups=[*map(group_token, quotas)])
+        self._pages = open_page_store(store, policy, quotas=quotas)
         stack.callback(self._pages.close)
         # the store has claimed and locked the directories, or refused them with nothing touched
         self._fingerprint = stack.enter_context(DirectoryLock(directories[0])).fingerprint
