@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 from kara_cache.page import DEFAULT_PAGE_BYTES, PageHeader, PageId, file_id
+from kara_worker.config import StoreConfig
 from kara_worker.eviction import make_policy
-from kara_worker.file_page_store import FilePageStore
+from kara_worker.page_stores import open_page_store
 
 PAGE_BYTES = 512  # of data in each
-FOOTPRINT_BYTES = 8192  # header, data, rounded up to blocks of the disk
+FOOTPRINT_BYTES = 8192  # at most: header, data, rounded up to blocks of the disk
 
 
 def path_of(number: int) -> str:
@@ -24,7 +25,8 @@ def path_of(number: int) -> str:
 def main(directory: str, count: int) -> None:
     Path(directory).mkdir(parents=True, exist_ok=True)
     capacity = count * FOOTPRINT_BYTES * 3 // 2 + (1 << 30)
-    store = FilePageStore([directory], capacity, DEFAULT_PAGE_BYTES, make_policy("s3fifo", guard=False))
+    config = StoreConfig(page_dirs=(directory,), capacity_bytes=capacity)
+    store = open_page_store(config, make_policy(config.eviction, guard=False))
     try:
         for number in range(count):
             data = number.to_bytes(8, "little") * (PAGE_BYTES // 8)

@@ -120,7 +120,7 @@ class Report:
         missed = [row for row in self.rows if row.verdict == "MISSED"]
         reasons: dict[str, list[str]] = {}
         for row in missed:
-            reasons.setdefault(why(row.key), []).append(f"{row.what} ({row.measured})")
+            reasons.setdefault(why(row.key), []).append(f"{row.what} ({row.measured}{_cpu(row)})")
         return [f"- {'; '.join(names)}: {reason}" for reason, names in reasons.items()] or ["Nowhere."]
 
     def drawings(self) -> dict[str, str]:
@@ -161,6 +161,17 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return "-"
     return f"**{row.measured}** behind" if row.verdict == "MISSED" else row.measured
+
+
+def _cpu(row: Row) -> str:
+    """Who spends how much, of a peer."""
+    if "ours client's CPU us" not in row.detail:
+        return ""
+    sides = {
+        who: " + ".join(shown(row.detail[f"{who} {side}'s CPU us"], "") for side in ("client", "server"))
+        for who in ("ours", "peer")
+    }
+    return f"; CPU us a read, client + server: ours {sides['ours']}, theirs {sides['peer']}"
 
 
 def _one_line(text: str) -> str:

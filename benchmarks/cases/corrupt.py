@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 from benchmarks.scene import KIB, MIB, Scene, warm
 from benchmarks.table_row import Row, Target
 
-_DATA = 4096  # bytes of header before a page's data
+_TURNED = 64 * KIB + 100  # the byte of a page in which a bit is turned
 
 
 def run(scene: Scene) -> list[Row]:
@@ -42,17 +43,13 @@ def _row(scene: Scene, key: str, name: str, length: int, *, local: bool) -> Row:
 
 
 def _damage(page_dir: Path, content: bytes) -> bool:
-    """Turns one bit of the page file that has this content."""
-    at = _DATA + 64 * KIB + 100
+    """Turns one bit of the page that has this content, in a file of its own or among others in a segment."""
     for file in page_dir.rglob("*"):
-        if file.is_file() and file.stat().st_size >= _DATA + len(content):
-            with file.open("r+b") as page:
-                page.seek(_DATA)
-                if page.read(64) != content[:64]:
-                    continue
-                page.seek(at)
-                byte = page.read(1)[0]
-                page.seek(at)
-                page.write(bytes([byte ^ 1]))
+        if not file.is_file() or file.stat().st_size < len(content):
+            continue
+        with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as pages:
+            at = pages.find(content[:64])
+            if at >= 0:
+                pages[at + _TURNED] ^= 1
                 return True
     return False

@@ -14,13 +14,14 @@ from benchmarks.peers.all import READERS
 from benchmarks.peers.kara import RIVALS
 from benchmarks.peers.peer import LENGTHS, MIB, Peer, Served, UnavailableError
 from benchmarks.peers.reader_process import ReaderError, ReaderProcess
-from benchmarks.rounds import interleave
+from benchmarks.rounds import interleave, tree_cpu_s
 from benchmarks.scene import Scene, warm
 from benchmarks.table_row import Row, Target
 
 _ROUNDS = 5
 _SECONDS = 0.2  # of one variant in one round
 _AHEAD = Target(1.0)
+_DETAIL = {"p50": "p50", "p99": "p99", "mean": "mean", "cpu": "client's CPU", "server": "server's CPU"}
 
 
 def run(scene: Scene) -> list[Row]:
@@ -67,7 +68,7 @@ class _Contest:
             for label in self._peer.lengths:
                 self._prepare(label, {"us": us, "them": them})
                 before, fetched = _misses(theirs), _misses(ours)
-                yield self._row(label, us, them)
+                yield self._row(label, us, them, theirs.pids)
                 asked += _misses(theirs) - before
                 if _misses(ours) != fetched:
                     raise RuntimeError("ours went to the store: these numbers are not of hits")
@@ -90,14 +91,23 @@ class _Contest:
             if process.prepare(length, wanted) != want.hexdigest():
                 raise RuntimeError(f"WRONG BYTES from {self._peer.name if name == 'them' else 'us'}, {label}")
 
-    def _row(self, label: str, us: ReaderProcess, them: ReaderProcess) -> Row:
+    @staticmethod
+    def _measure(process: ReaderProcess, servers: tuple[int, ...], seconds: float) -> dict[str, float]:
+        before = sum(map(tree_cpu_s, servers))
+        found = process.measure(seconds)
+        return {**found, "server": (sum(map(tree_cpu_s, servers)) - before) * 1e6 / found["calls"]}
+
+    def _row(self, label: str, us: ReaderProcess, them: ReaderProcess, pids: tuple[int, ...]) -> Row:
         seconds = min(_SECONDS, self._scene.settings.seconds)
-        variants = {"us": lambda: us.measure(seconds), "them": lambda: them.measure(seconds)}
+        variants = {
+            "us": lambda: self._measure(us, (self._scene.worker.pid,), seconds),
+            "them": lambda: self._measure(them, pids, seconds),
+        }
         rounds = interleave(variants, min(_ROUNDS, self._scene.settings.rounds), self._scene.meter)
         detail = {
-            f"{name} {metric} us": rounds.median(key, metric)
+            f"{name} {title} us": rounds.median(key, metric)
             for key, name in (("us", "ours"), ("them", "peer"))
-            for metric in ("p50", "p99", "mean")
+            for metric, title in _DETAIL.items()
         }
         what = f"{self._peer.name} / {self._rival.name}, {label}, p50 of a read"
         values = rounds.ratios("them", "us", "p50")

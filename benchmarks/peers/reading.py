@@ -3,7 +3,7 @@
 Requests come as JSON lines on stdin, answers go as JSON lines to stdout:
 
     {"prepare": length, "places": [...]}    reads each place once: {"sha256": of all of it}
-    {"seconds": s}                          reads for so long: {"p50": us, "p99": us, "mean": us, "calls": n}
+    {"seconds": s}                          reads for so long: {"p50", "p99", "mean", "cpu"} in us, "calls"
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 
@@ -23,17 +23,20 @@ def measure(
     read: Callable[[int, int], Any], length: int, places: Iterator[int], seconds: float
 ) -> dict[str, float]:
     times: list[float] = []
+    cpu = process_time()
     began = last = perf_counter()
     while last - began < seconds or len(times) < 3:
         read(length, next(places))
         now = perf_counter()
         times.append(now - last)
         last = now
+    cpu = process_time() - cpu
     times.sort()
     return {
         "p50": times[len(times) // 2] * 1e6,
         "p99": times[len(times) * 99 // 100] * 1e6,
         "mean": (last - began) / len(times) * 1e6,
+        "cpu": cpu / len(times) * 1e6,
         "calls": float(len(times)),
     }
 
