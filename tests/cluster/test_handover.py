@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import scripted_worker as script
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_worker import Answer, Behaviour, FixedMembership, ScriptedWorker
 
@@ -294,8 +294,8 @@ def offered(worker: ScriptedWorker) -> list[PageId]:
             for page in decode_offer(request.body).pages]  # fmt: skip
 
 
-async def given_by(it: Scene, files: Sequence[FileRef], **settings: Any) -> Given:
-    config = HandoverConfig(**settings)
+async def given_by(it: Scene, files: Sequence[FileRef], **bounds: Any) -> Given:
+    config = HandoverConfig(**bounds)
     return await Handover(it.cache, it.cluster, lambda: files, config, own=ME).give()
 
 
@@ -357,11 +357,11 @@ def test_the_newest_files_first_within_the_bytes(tmp_path: Path) -> None:
     scene(tmp_path, work)
 
 
-@pytest.mark.parametrize("settings", [{"handover_bytes": 0}, {"handover_timeout_s": 0.0}])
-def test_a_bound_of_nothing_offers_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("bounds", [{"handover_bytes": 0}, {"handover_timeout_s": 0.0}])
+def test_a_bound_of_nothing_offers_nothing(tmp_path: Path, bounds: dict[str, Any]) -> None:
     async def work(it: Scene) -> None:
         it.keep(ref := it.owned_by(ME))
-        assert await given_by(it, [ref], **settings) == Given()
+        assert await given_by(it, [ref], **bounds) == Given()
         assert offered(it.others[OTHER]) == offered(it.others[THIRD]) == []
 
     scene(tmp_path, work)
@@ -400,6 +400,7 @@ def test_the_next_owner(owners: str, live: str, replicas: int, receiver: str | N
 PAGES = st.lists(st.builds(PageId, st.binary(min_size=16, max_size=16), st.integers(0, 1 << 40)), max_size=8)
 
 
+@settings(max_examples=30)
 @given(PAGES, st.text(max_size=40), st.floats(0.001, 3600))
 def test_offers_are_read_as_written(pages: list[PageId], worker: str, seconds: float) -> None:
     offer = Offer(worker, PAGE, seconds, tuple(pages))
