@@ -262,3 +262,32 @@ def test_killed_while_it_lists(tmp_path: Path, kind: str) -> None:
         assert_sound(store, root, set(range(30)), set())
     finally:
         store.close()
+
+
+@pytest.mark.parametrize("call", ["pwritev,pwritev2", "pwrite64", "unlink", "fallocate"])
+def test_killed_while_segments_are_reclaimed(tmp_path: Path, call: str) -> None:
+    """Pages that are used lie between pages that go, so that segments are copied and removed; the process is
+    killed at a few of the calls in the middle of that."""
+    used = range(0, 32, 4)
+    for when in (2, 5, 9):
+        root = tmp_path / f"{call}-{when}"
+        with Child(root, 32 * FOOTPRINT, "segments", 4 * FOOTPRINT) as child:
+            assert all(child.ask(f"put {number}") == [True] for number in range(30))
+            with child.traced(f"{call}:signal=KILL:when={when}"):
+                for number in range(100, 150):
+                    asked = [f"get {used[number % len(used)]}", f"put {number}"]
+                    if None in [child.ask(command) for command in asked]:
+                        break
+            assert child.killed(), f"{call} happened less than {when} times"
+        store = open_store(root, 32 * FOOTPRINT, "segments", 4 * FOOTPRINT)
+        try:
+            pages = [page_number(number) for number in (*range(30), *range(100, 150))]
+            here = [page for page in pages if store.contains(page[0].page)]
+            assert len(here) > 15
+            assert all(read(store.get(page[0].page)) == page[1] for page in here)
+            stats = store.stats()
+            assert (stats.pages, stats.bytes, stats.corrupt) == (len(here), len(here) * FOOTPRINT, {})
+            assert disk_bytes(root) <= 33 * FOOTPRINT + 4 * FOOTPRINT
+            assert store.put(*page_number(500), group="m")
+        finally:
+            store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +13,14 @@ from kara_cache.page import MAX_PAGE_BYTES, MIN_PAGE_BYTES
 from kara_worker.disk_page_store import DiskPageStore
 from kara_worker.eviction.base import EvictionPolicy
 from kara_worker.open_pages import OpenPages
+from kara_worker.page_directory import PageDirectory
 from kara_worker.page_file import PageEntry, footprint, group_token
 from kara_worker.page_files import PageFiles
 from kara_worker.page_index import FileIndex
 from kara_worker.page_space import PageSpace
+from kara_worker.segment_directory import remove_segments
+
+log = logging.getLogger(__name__)
 
 
 class FilePageStore(DiskPageStore[PageEntry]):
@@ -70,7 +75,18 @@ class FilePageStore(DiskPageStore[PageEntry]):
             quotas={group_token(group): count for group, count in quotas.items()},
         )
         files = PageFiles(directories, page_bytes, space, min_free_bytes=min_free_bytes)
+        for directory in files.directories:
+            _remove_segments(directory)
         super().__init__(space, files, page_bytes, probe_s=probe_s, clock_ns=clock_ns)
+
+
+def _remove_segments(directory: PageDirectory) -> None:
+    """Pages that another setting left come from their stores again; their room is ours."""
+    try:
+        if count := remove_segments(directory):
+            log.info("page directory %s: removed %d files of segments", directory.root, count)
+    except OSError as exc:
+        log.warning("page directory %s: segments are in the way: %s", directory.root, exc)
 
 
 def check_options(

@@ -87,9 +87,9 @@ class PageSpace(Generic[E]):
         """A page that has just been opened; a use."""
         with self._lock:
             closing = None
+            self._policy.touch(page)  # also if it was moved meanwhile
             if self._index.get(page) == entry:
                 closing = self._open.add(page, stored)
-                self._policy.touch(page)
         del closing
 
     def close_half(self) -> int:

@@ -193,6 +193,19 @@ class SegmentDirectory:
             self._journal = None
 
 
+def remove_segments(home: PageDirectory) -> int:
+    """Removes what a store of segments left in a directory that is open; the number of files."""
+    folder, count = f"{home.root}/{FOLDER}", 0
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for name in os.listdir(folder):
+            kind, _, rest = name.partition(".")
+            if name.endswith(_SUFFIX) or (kind in ("index", "journal") and rest):
+                os.unlink(f"{folder}/{name}")
+                count += 1
+        os.rmdir(folder)
+    return count
+
+
 def _batches(found: Iterator[tuple[bytes, int, int]]) -> Iterator[list[tuple[bytes, int, int]]]:
     while batch := list(islice(found, _FOUND_BATCH)):
         yield batch

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 
 from kara_cache.errors import ConfigError
-from kara_cache.page import HEADER_BYTES
+from kara_cache.page import HEADER_BYTES, PageHeader, PageId
 from kara_worker.disk_page_store import DiskPageStore
 from kara_worker.eviction.base import EvictionPolicy
 from kara_worker.file_page_store import check_options
@@ -20,8 +22,11 @@ from kara_worker.page_file import group_token
 from kara_worker.page_space import PageSpace
 from kara_worker.segment import MOST_SEGMENT_BYTES, allocate
 from kara_worker.segment_index import SegmentIndex
+from kara_worker.segment_migration import PageMigration
 from kara_worker.segment_quarantine import HELD_S, Quarantine
 from kara_worker.segment_shelf import SegmentShelf
+
+log = logging.getLogger(__name__)
 
 _USUAL_SEGMENT_BYTES = 32 << 20  # removing one takes milliseconds; twice as large is no cheaper (measured)
 _SEGMENTS = 64  # at least so many, or the last few would hold up too much of the cache
@@ -92,6 +97,38 @@ class SegmentPageStore(DiskPageStore[int]):
             quarantine=Quarantine(quarantine_s, time.monotonic),
         )
         super().__init__(space, shelf, page_bytes, probe_s=probe_s, clock_ns=clock_ns)
+        self._migration = PageMigration(shelf.directories, page_bytes, self._take_over)
+        if not self._migration.done:
+            shelf.elsewhere = self._bring
+            self._threads.append(threading.Thread(target=self._migrate, name="page-migration", daemon=True))
+            self._threads[-1].start()
+
+    def free(self, path: str, *, recursive: bool, reason: str = "free") -> tuple[int, int]:
+        if not self._migration.done:
+            self._migration.free(path, recursive=recursive)
+        return super().free(path, recursive=recursive, reason=reason)
+
+    def _take_over(self, header: PageHeader, data: memoryview) -> bool:
+        kept = not self._closing and self.put(header, data)
+        if not kept and self._closing:
+            raise InterruptedError
+        return kept
+
+    def _bring(self, page: PageId) -> bool:
+        """A page that may be in a file of its own still."""
+        if self._migration.done or self._closing:
+            return False
+        self._migration.find(page)
+        return True
+
+    def _migrate(self) -> None:
+        """A thread's life, once in the life of a directory."""
+        try:
+            log.info("pages in files of their own: moving them to segments")
+            moved = self._migration.run(lambda: self._closing)
+            log.info("pages in files of their own: %d moved to segments", moved)
+        except Exception:  # the top of a thread
+            log.exception("the move to segments ended early; the next start goes on with it")
 
 
 def can_hold_segments(directory: str | os.PathLike[str]) -> bool:

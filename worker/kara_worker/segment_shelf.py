@@ -78,6 +78,7 @@ class SegmentShelf:
         self._files: OrderedDict[int, SegmentFile] = OrderedDict()  # by slot, the least recently used first
         self._files_lock = threading.Lock()
         self._quarantine = quarantine
+        self.elsewhere: Callable[[PageId], bool] = lambda page: False  # tries to bring in a missing page
         self._directories = [
             PageDirectory(root, number=number, page_bytes=page_bytes) for number, root in enumerate(roots)
         ]
@@ -115,7 +116,10 @@ class SegmentShelf:
         return sum(self._allocated.values())
 
     def find(self, page: PageId) -> int | None:
-        return self._space.find(page)
+        entry = self._space.find(page)
+        if entry is None and not self.elsewhere(page):
+            return None
+        return entry if entry is not None else self._space.find(page)
 
     # -- reading ------------------------------------------------------------------------------------
 
@@ -290,7 +294,7 @@ class SegmentShelf:
                 return Written.FULL
             head, start = taken
             try:
-                head.write(start, raw, data)
+                self._write(place, head, start, raw, data)
                 at = place_of(start, size)
                 with self._commit:
                     if self._space.find(page) is not None:
@@ -326,7 +330,7 @@ class SegmentShelf:
                 return False
             head, to = taken
             try:
-                head.write(to, b"", raw)
+                self._write(place, head, to, b"", raw)
                 self._move(place, page, entry, head.segment, place_of(to, size))
             finally:
                 self._written(head.segment)
@@ -374,6 +378,19 @@ class SegmentShelf:
             assert start is not None
             head.segment.pending += 1
             return head, start
+
+    def _write(
+        self, place: SegmentDirectory, head: SegmentHead, start: int, header: bytes, data: memoryview
+    ) -> None:
+        """Raises OSError."""
+        try:
+            head.write(start, header, data)
+        except FileNotFoundError:  # nobody would find what is written there: the next page begins another
+            with self._room:
+                for kind in (NEW, KEPT):
+                    if place.heads.get(kind) is head:
+                        self._seal(place, kind)
+            raise
 
     def _seal(self, place: SegmentDirectory, kind: str) -> None:
         head = place.heads.pop(kind, None)
