@@ -95,7 +95,7 @@ class ClientMetrics:
 
     def local_read(self, count: int, seconds: float) -> None:
         """A read that needed nothing but pages of this host."""
-        bucket = bisect_left(LATENCY_BOUNDS_S, seconds)
+        bucket = 0 if seconds <= LATENCY_BOUNDS_S[0] else bisect_left(LATENCY_BOUNDS_S, seconds)
         with self._lock:
             self._reads["local"] += 1
             self._bytes["local"] += count

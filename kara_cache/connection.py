@@ -8,6 +8,7 @@ retries in C for ever when the kernel times out, so there it is `settimeout`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -63,8 +64,8 @@ class Connection:
         self.deadline = 0.0  # monotonic; set by `send`, may be moved by the owner
         self.stall_s = stall_s  # may be changed by the owner for one exchange
         self._sock = sock
-        # A client nobody closed must not warn about sockets that its user never saw. Not in `__del__`: in
-        # a cycle the collector may come to the socket's own first.
+        # A client nobody closed must not warn about sockets that its user never saw. Not only in `__del__`:
+        # in a cycle the collector may come to the socket's own first.
         weakref.finalize(self, sock.close).atexit = False
         self._recv_into = sock.recv_into
         self._tls = isinstance(sock, ssl.SSLSocket)
@@ -82,6 +83,10 @@ class Connection:
     def __repr__(self) -> str:
         state = "closed" if self._sock.fileno() < 0 else "reused" if self.reused else "fresh"
         return f"<Connection {self.where} {state}>"
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # when the interpreter ends, finalizers are not called
+            self._sock.close()
 
     def close(self) -> None:
         """Closes the descriptor, without shutdown or TLS goodbye: the peer may be our parent's as well."""

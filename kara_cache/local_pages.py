@@ -32,17 +32,19 @@ RENEW_S = 30.0  # a page in use is asked for again so often, which tells the wor
 _REFUSED_S = 30.0  # a worker that passes no descriptors is not asked for so long
 _SWEEP_S = 1.0
 _SCRATCH_BYTES = 1 << 20
-_BLOCK_BYTES = block_bytes_for(DEFAULT_PAGE_BYTES)
-_SHORT_BLOCKS = 4
+BLOCK_BYTES = block_bytes_for(DEFAULT_PAGE_BYTES)
+SHORT_BLOCKS = 8
+_TOUCH_S = 0.5
 _COPY_BYTES = 256 << 10  # covers of at most so many bytes are read aside and copied; a block is no larger
 
+Area = tuple[tuple[memoryview], memoryview, list[memoryview]]
 Key = tuple[int, bytes, int]  # page size, file id, index
 
 
 class HeldPage:
     """An open page with a checked header. The descriptor closes with the last thread that uses it."""
 
-    __slots__ = ("block_bytes", "block_sums", "fd", "header", "length", "renew_at", "start")
+    __slots__ = ("block_bytes", "block_sums", "fd", "header", "length", "renew_at", "start", "touch_at")
 
     def __init__(self, fd: int, header: PageHeader, renew_at: float, start: int = HEADER_BYTES) -> None:
         self.fd = fd
@@ -52,6 +54,7 @@ class HeldPage:
         self.block_bytes = header.block_bytes
         self.block_sums = header.block_sums
         self.renew_at = renew_at
+        self.touch_at = 0.0  # uses before then are one with the last that moved the page to the end
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -62,9 +65,12 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.view = memoryview(mmap.mmap(-1, _SCRATCH_BYTES))
-        blocks = [self.view[n * _BLOCK_BYTES : (n + 1) * _BLOCK_BYTES] for n in range(_SHORT_BLOCKS)]
-        # the first n blocks, as a whole and one by one
-        self.areas = [(self.view[: n * _BLOCK_BYTES], blocks[:n]) for n in range(_SHORT_BLOCKS + 1)]
+        blocks = [self.view[n * BLOCK_BYTES : (n + 1) * BLOCK_BYTES] for n in range(SHORT_BLOCKS)]
+        # the first n blocks: as what preadv fills, as a whole and one by one
+        self.areas: list[Area] = []
+        for n in range(SHORT_BLOCKS + 1):
+            area = self.view[: n * BLOCK_BYTES]
+            self.areas.append(((area,), area, blocks[:n]))
 
 
 class LocalPages:
@@ -97,6 +103,11 @@ class LocalPages:
     def scratch(self) -> memoryview:
         """Memory of the calling thread for one read, of a megabyte."""
         return self._scratch.view
+
+    @property
+    def areas(self) -> list[Area]:
+        """The same memory as runs of 0 to SHORT_BLOCKS blocks."""
+        return self._scratch.areas
 
     def room(self) -> int:
         """How many more pages can be held without closing one that is in use."""
@@ -138,23 +149,31 @@ class LocalPages:
             index = start // page_bytes
             key = (page_bytes, file.file_id, index)
             page = self.pages.get(key)
-            if page is None or page.renew_at < now or page.block_bytes != _BLOCK_BYTES:
+            if page is None or page.renew_at < now or page.block_bytes != BLOCK_BYTES:
                 continue
             offset = start - index * page_bytes
-            first, stop = offset // _BLOCK_BYTES, offset + len(view)
-            count = -(-stop // _BLOCK_BYTES) - first
-            at = first * _BLOCK_BYTES
-            if not 0 < count <= _SHORT_BLOCKS or at + count * _BLOCK_BYTES > page.length or offset == stop:
+            first, stop = offset // BLOCK_BYTES, offset + len(view)
+            count = -(-stop // BLOCK_BYTES) - first
+            at = first * BLOCK_BYTES
+            if not 0 < count <= SHORT_BLOCKS or at + count * BLOCK_BYTES > page.length or offset == stop:
                 continue
-            area, blocks = self._scratch.areas[count]
-            if os.preadv(page.fd, (area,), page.start + at) != len(area):
-                return False
-            for block in blocks:
-                if checksum(block) != page.block_sums[first]:
+            if count == 1 and len(view) == BLOCK_BYTES:  # a whole block needs no copy
+                if os.preadv(page.fd, (view,), page.start + at) != BLOCK_BYTES:
                     return False
-                first += 1
-            view[:] = area[offset - at : stop - at]
-            self._touch(key)
+                if checksum(view) != page.block_sums[first]:
+                    return False
+            else:
+                target, area, blocks = self._scratch.areas[count]
+                if os.preadv(page.fd, target, page.start + at) != len(area):
+                    return False
+                for block in blocks:
+                    if checksum(block) != page.block_sums[first]:
+                        return False
+                    first += 1
+                view[:] = area[offset - at : stop - at]
+            if now >= page.touch_at:
+                page.touch_at = now + _TOUCH_S
+                self._touch(key)
             return True
         return False
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kara_cache.cached_file import CachedFile
 from kara_cache.checksum import checksum
 from kara_cache.errors import CacheError
-from kara_cache.local_pages import LocalPages
+from kara_cache.local_pages import BLOCK_BYTES, SHORT_BLOCKS, LocalPages
 from kara_cache.worker_client import MAX_DESCRIPTORS, WorkerClient
 
 _MOST_BYTES = 256 << 10  # of one range; a longer one is read as a whole, into its own memory
@@ -34,7 +34,8 @@ def read_pieces(local: LocalPages, pieces: Sequence[Piece]) -> list[Piece]:
     if len(local.page_sizes) != 1:
         return list(pieces)
     (page_bytes,) = local.page_sizes
-    pages, now, scratch = local.pages, local.now(), local.scratch
+    pages, now, scratch, areas = local.pages, local.now(), local.scratch, local.areas
+    preadv, sum_of = os.preadv, checksum
     left: list[Piece] = []
     for piece in pieces:  # one loop without calls of ours: thousands of rows a batch
         file, start, view = piece
@@ -48,16 +49,21 @@ def read_pieces(local: LocalPages, pieces: Sequence[Piece]) -> list[Piece]:
         step = page.block_bytes
         first = offset // step
         base = first * step
-        last = min(-(-stop // step) * step, page.length)
-        covered = scratch[: last - base]
-        if os.preadv(page.fd, (covered,), page.start + base) != last - base:
-            left.append(piece)
-        elif last - base <= step:
-            if checksum(covered) == page.block_sums[first]:
-                view[:] = covered[offset - base : stop - base]
-            else:
-                left.append(piece)
-        elif page.header.verify_blocks(covered, base):
+        last = -(-stop // step) * step
+        count = (last - base) // BLOCK_BYTES
+        if step == BLOCK_BYTES and count <= SHORT_BLOCKS and last <= page.length:
+            target, covered, blocks = areas[count]
+            good = preadv(page.fd, target, page.start + base) == last - base
+            sums = page.block_sums
+            for block in blocks:
+                if sum_of(block) != sums[first]:
+                    good = False
+                first += 1
+        else:
+            covered = scratch[: min(last, page.length) - base]
+            good = preadv(page.fd, (covered,), page.start + base) == len(covered)
+            good = good and page.header.verify_blocks(covered, base)
+        if good:
             view[:] = covered[offset - base : stop - base]
         else:
             left.append(piece)

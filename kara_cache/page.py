@@ -19,13 +19,16 @@ kernel. All integers little-endian. Version 1:
     ..  m   path            UTF-8, for listing and freeing by path; never trusted for identity
     4088 8  header_sum      checksum of bytes 0 .. 4087
 
-Blocks are 16 KiB: a 4 KiB read verifies one block in 1.5 us, where 64 KiB blocks take 3.6 (measured,
-pread and sum), and the sums of a 1 MiB page cost 26 us once, when it is filled.
+Blocks are 4 KiB: a read of 3 KiB verifies one or two of them, in two thirds of the time that a block of
+16 KiB takes (measured, pread and sum, 1.4 us against 2.7 for bytes that are not in the processor's
+cache), and the sums of a 1 MiB page cost 60 us once, when it is filled. Readers take any size.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
+from array import array
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
@@ -67,8 +70,8 @@ def file_id(path: str, version: str, size: int) -> bytes:
 
 
 def block_bytes_for(page_bytes: int) -> int:
-    """16 KiB, or larger so that a page has at most 256 blocks and its header stays 4 KiB."""
-    return max(16 << 10, -(-page_bytes // _MAX_BLOCKS))
+    """4 KiB, or larger so that a page has at most 256 blocks and its header stays 4 KiB."""
+    return max(4 << 10, -(-page_bytes // _MAX_BLOCKS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +83,36 @@ class PageHeader:
     page_bytes: int
     block_bytes: int
     page_sum: int
-    block_sums: tuple[int, ...]
+    block_sums: array[int]  # of type Q: an open page has 256 of them, which as integers would take 11 KiB
     created_ns: int
     path: str = ""
 
     @classmethod
     def of(
-        cls, page: PageId, data: Buffer, *, page_bytes: int, created_ns: int, path: str = ""
+        cls,
+        page: PageId,
+        data: Buffer,
+        *,
+        page_bytes: int,
+        created_ns: int,
+        path: str = "",
+        block_bytes: int = 0,
     ) -> PageHeader:
-        """The header for data just received from the store; the only place where sums are taken."""
+        """The header for data just received from the store; the only place where sums are taken.
+
+        `block_bytes` is for pages as another version wrote them; 0: `block_bytes_for` the page size.
+        """
         view = memoryview(data)
         if not 0 < len(view) <= page_bytes:
             raise ValueError(f"page {page}: {len(view)} bytes, allowed 1 .. {page_bytes}")
-        step = block_bytes_for(page_bytes)
+        step = block_bytes or block_bytes_for(page_bytes)
         return cls(
             page=page,
             length=len(view),
             page_bytes=page_bytes,
             block_bytes=step,
             page_sum=checksum(view),
-            block_sums=tuple(checksum(view[at : at + step]) for at in range(0, len(view), step)),
+            block_sums=array("Q", [checksum(view[at : at + step]) for at in range(0, len(view), step)]),
             created_ns=created_ns,
             path=path,
         )
@@ -171,7 +184,7 @@ class PageHeader:
             page_bytes=page_bytes,
             block_bytes=block_bytes,
             page_sum=page_sum,
-            block_sums=struct.unpack_from(f"<{blocks}Q", view, _FIXED.size),
+            block_sums=_read_sums(view[_FIXED.size : path_at]),
             created_ns=created_ns,
             path=_read_path(view[path_at : HEADER_BYTES - 8], path_bytes),
         )
@@ -191,10 +204,16 @@ class PageHeader:
         first = start // step
         if not view or start % step or start + len(view) > self.length:
             return False
-        for block, at in enumerate(range(0, len(view), step), first):  # a generator would take twice as long
-            if checksum(view[at : at + step]) != self.block_sums[block]:
-                return False
-        return True
+        sums = [checksum(view[at : at + step]) for at in range(0, len(view), step)]
+        return sums == self.block_sums[first : first + len(sums)].tolist()
+
+
+def _read_sums(raw: memoryview) -> array[int]:
+    sums = array("Q")
+    sums.frombytes(raw)
+    if sys.byteorder == "big":
+        sums.byteswap()
+    return sums
 
 
 def _read_path(rest: memoryview, path_bytes: int) -> str:

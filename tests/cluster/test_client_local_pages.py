@@ -383,7 +383,7 @@ BIG = os.urandom(BIG_PAGE - 12_345)
 
 
 def _big() -> tuple[LocalPages, CachedFile]:
-    """One page of 2 MiB, held, without a worker: 16 KiB blocks, so long parts are read around."""
+    """One page of 2 MiB, held, without a worker: small blocks, so long parts are read around."""
     file = CachedFile(FileInfo("/m/big", len(BIG), "v"))
     raw = script.page_file(PageId(file.file_id, 0), BIG, page_bytes=BIG_PAGE)
     local, fd = LocalPages(), os.dup(raw.fileno())

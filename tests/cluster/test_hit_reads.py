@@ -1,4 +1,4 @@
-"""Hits, spoken to a real worker byte by byte: the quick way answers as the general one, and not for too long."""
+"""Hits, spoken to a real worker byte by byte: the quick way answers as the general one, while it may."""
 
 from __future__ import annotations
 

@@ -9,22 +9,18 @@ from collections.abc import Sequence
 
 from kara_cache.checksum import checksum
 from kara_cache.errors import PageCorrupt
-from kara_cache.page import PageId
 from kara_cache.wire import RANGE_FRAME, FileRange, RangeFile, encode_error
 from kara_worker.http_request import Request
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.page_cache import CachedPart, FileRef, PageCache
-from kara_worker.page_store import StoredPage
+from kara_worker.range_hits import AskedFile, RangeHits
 from kara_worker.reads import SIGN_OF_LIFE_S, Reads
-from kara_worker.verified_read import read_verified, read_verified_copy
+from kara_worker.verified_read import read_verified_copy
 
 _GATHER_BYTES = 256 << 10  # frames are joined up to this size: one send for many; stays in the CPU's cache
 _YIELD_EVERY = 128  # ranges between two turns of the event loop, so that other readers are not kept waiting
 _FRAME_BYTES = RANGE_FRAME.size
 _PARALLEL = 16  # ranges of one request that may wait for disk or store at a time
-
-FoundPages = dict[tuple[bytes, int], StoredPage]
-"""Pages that one request has found open, by file and index."""
 
 
 class Ranges:
@@ -35,7 +31,7 @@ class Ranges:
         self._reads = reads
         self._metrics = metrics
         self._page_bytes = cache.page_bytes
-        self._scratch = memoryview(mmap.mmap(-1, cache.page_bytes))
+        self._hits = RangeHits(cache.pages, memoryview(mmap.mmap(-1, cache.page_bytes)))
         self._gathers: list[memoryview] = []  # one for each request that was under way at the same time
 
     async def respond(
@@ -60,79 +56,36 @@ class Ranges:
     ) -> list[int]:
         """Sends what is in memory, joined in `memory`; the indices of the others."""
         later: list[int] = []
-        used = 0
-        found: FoundPages = {}
-        for index, (number, start, length) in enumerate(ranges):
-            file = files[number]
-            if isinstance(file, Exception):
-                await request.write_chunk(_error_frame(index, file))
-                continue
-            stop = min(start + length, file.size)
-            size = _FRAME_BYTES + max(0, stop - start)
-            if used + size > _GATHER_BYTES and used:
+        asked = [None if isinstance(file, Exception) else AskedFile(file) for file in files]
+        index, yielded = 0, 0
+        while index < len(ranges):
+            before = index
+            index, used = self._hits.gather(asked, ranges, index, memory, later)
+            if used:
                 await request.write_chunk(memory[:used])
-                used = 0
-            frame = memory[used : used + size] if size <= _GATHER_BYTES else memoryview(bytearray(size))
-            if not self._fill_hit(frame, index, file, start, stop, found):
-                later.append(index)
-            elif size <= _GATHER_BYTES:
-                used += size
-            else:
-                await request.write_chunk(frame)
-            if index % _YIELD_EVERY == _YIELD_EVERY - 1:
+            elif index == before:
+                await self._send_long(request, index, asked[ranges[index].file], ranges[index], later)
+                index += 1
+            if index - yielded >= _YIELD_EVERY:
+                yielded = index
                 await asyncio.sleep(0)
-        if used:
-            await request.write_chunk(memory[:used])
+        for file in asked:
+            if file is not None:
+                self._metrics.page_hits += file.sent_pages
+                self._metrics.served[file.ref.mount.name].cache_bytes += file.sent_bytes
         return later
 
-    def _fill_hit(
-        self, frame: memoryview, index: int, ref: FileRef, start: int, stop: int, found: FoundPages
-    ) -> bool:
-        """Writes the range's frame if every page is open and in memory."""
-        if start >= stop:
-            RANGE_FRAME.pack_into(frame, 0, index, 0, 0, checksum(b""))
-            return True
-        page_bytes = self._page_bytes
-        first, last = start // page_bytes, (stop - 1) // page_bytes
-        data = frame[_FRAME_BYTES:]
-        try:
-            if first == last:
-                page = found.get((ref.file_id, first)) or self._find(ref, first, found)
-                if page is None:
-                    return False
-                base = first * page_bytes
-                data[:] = read_verified(page, start - base, stop - base, self._scratch, wait=False)
-            elif not self._fill_across(data, ref, start, stop, found):
-                return False
-        except (BlockingIOError, PageCorrupt):
-            return False
-        RANGE_FRAME.pack_into(frame, 0, index, 0, stop - start, checksum(data))
-        self._metrics.page_hits += 1 + last - first
-        self._metrics.served[ref.mount.name].cache_bytes += stop - start
-        return True
-
-    def _fill_across(self, data: memoryview, ref: FileRef, start: int, stop: int, found: FoundPages) -> bool:
-        at = start
-        while at < stop:
-            number, offset = divmod(at, self._page_bytes)
-            page = self._find(ref, number, found)
-            if page is None:
-                return False
-            count = min(stop - at, page.header.length - offset)
-            part = read_verified(page, offset, offset + count, self._scratch, wait=False)
-            data[at - start : at - start + count] = part
-            at += count
-        return True
-
-    def _find(self, ref: FileRef, number: int, found: FoundPages) -> StoredPage | None:
-        """The page if it is open; one request is one use of it, however many of its ranges it asks for."""
-        key = ref.file_id, number
-        page = found.get(key)
-        if page is None:
-            page = self._cache.pages.peek(PageId(*key))
-            if page is not None:
-                found[key] = page
-        return page
+    async def _send_long(
+        self, request: Request, index: int, file: AskedFile | None, item: FileRange, later: list[int]
+    ) -> None:
+        """A range that does not fit into a gather."""
+        assert file is not None
+        length = min(item.length, file.size - item.start)
+        frame = memoryview(bytearray(_FRAME_BYTES + length))
+        if self._hits.fill(frame, index, file, item.start, length):
+            await request.write_chunk(frame)
+        else:
+            later.append(index)
 
     async def _respond_later(
         self,
@@ -146,7 +99,8 @@ class Ranges:
         async def load(index: int) -> bytes:
             async with turns:
                 ref, item = files[ranges[index].file], ranges[index]
-                assert isinstance(ref, FileRef)
+                if isinstance(ref, Exception):
+                    return _error_frame(index, ref)
                 try:
                     data = await self.load(ref, item.start, min(item.start + item.length, ref.size))
                 except Exception as exc:  # noqa: BLE001 - one bad range is an answer to that range alone
