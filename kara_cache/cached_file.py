@@ -17,6 +17,7 @@ class CachedFile:
         "file_id",
         "info",
         "last_page",
+        "paging",
         "path",
         "range_file",
         "read_through",
@@ -36,6 +37,7 @@ class CachedFile:
         self.range_file = RangeFile(info.path, info.version, info.size)
         self.reading = _request(info, keep=True)
         self.read_through = _request(info, keep=False)
+        self.paging = self.reading.replace(b"/read?", b"/pages?", 1).removesuffix(b"start=") + b"first="
         self.last_page = -2  # page of which a descriptor was asked last
         self.routes: tuple[object, dict[int, tuple[str, ...]]] = (None, {})  # of one table: stripe to owners
 

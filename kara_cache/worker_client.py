@@ -85,8 +85,8 @@ class WorkerClient:
 
         The descriptors belong to the caller. Only while the link is local.
         """
-        query = (*_identity(file), ("first", first), ("count", min(count, MAX_DESCRIPTORS)), ("places", 1))
-        request = self.link.request("GET", "/pages", query)
+        wanted = first, min(count, MAX_DESCRIPTORS)
+        request = file.paging + b"%d&count=%d&places=1" % wanted + self.link.tail()
         connection, fds = self.link.send_for_descriptors(request, MAX_DESCRIPTORS, deadline)
         try:
             document = self.link.document(connection, file.path)

@@ -46,7 +46,7 @@ def head_of_hits(page_bytes: int) -> bytes:
     ).encode()
 
 
-class _File:
+class KnownFile:
     """One version of a file that was read before."""
 
     __slots__ = ("near", "query", "ref", "size")
@@ -84,10 +84,10 @@ class HitReads:
         self._pages = cache.pages
         self._access = access
         self._metrics = metrics
-        self._page_bytes = cache.page_bytes
+        self.page_bytes = cache.page_bytes
         # a range cuts at most two pages: its first and its last
         self._scratch = memoryview(mmap.mmap(-1, 2 * cache.page_bytes))
-        self._files: dict[bytes, _File] = {}
+        self._files: dict[bytes, KnownFile] = {}
         self._plain_fields: set[bytes] = set()
         self._hot: dict[bytes, _Hot] = {}  # by request
         self._hot_bytes = 0
@@ -100,7 +100,11 @@ class HitReads:
         """A read whose query began with these bytes, up to the range, was for this file."""
         if len(self._files) >= _MAX_FILES:
             self._files.clear()
-        self._files[_READ + query] = _File(ref, query)
+        self._files[_READ + query] = KnownFile(ref, query)
+
+    def file(self, query: bytes) -> KnownFile | None:
+        """The file that a read whose query began with these bytes was for."""
+        return self._files.get(_READ + query)
 
     def forget(self) -> None:
         """After the mount table changed."""
@@ -123,7 +127,7 @@ class HitReads:
         if file is None:
             return False
         fields = head[end:]
-        if fields not in self._plain_fields and not self._is_plain(fields):
+        if fields not in self._plain_fields and not self.plain(fields):
             return False
         if self._access.tokens_needed and not self._access.granted(connection, head, file.query):
             return False
@@ -132,13 +136,13 @@ class HitReads:
             return False
         start = int(start_text)
         stop = min(start + min(int(length_text), MAX_READ_BYTES), file.size)
-        index = start // self._page_bytes
-        first = start - index * self._page_bytes
+        index = start // self.page_bytes
+        first = start - index * self.page_bytes
         if start >= stop:
             return False
-        if first + stop - start > self._page_bytes:
+        if first + stop - start > self.page_bytes:
             return self._try_pages(connection, file, start, stop)
-        page = self._find(file, index, connection.since)
+        page = self.find(file, index, connection.since)
         if page is None:
             return False
         if hot is not None and hot.page() is page:
@@ -146,8 +150,10 @@ class HitReads:
             return self._try_hot(connection, hot, page)
         return self._try_page(connection, head, file.ref, page, first, stop - start)
 
-    def _is_plain(self, fields: bytes) -> bool:
+    def plain(self, fields: bytes) -> bool:
         """Whether the header fields ask for nothing but the answer; bodies and ends are the general way's."""
+        if fields in self._plain_fields:
+            return True
         lower = fields.lower()
         if b"\r\nconnection: close" in lower or b"\r\ncontent-length:" in lower or b"\r\ntransfer-" in lower:
             return False
@@ -156,7 +162,7 @@ class HitReads:
         self._plain_fields.add(fields)
         return True
 
-    def _find(self, file: _File, index: int, now: float) -> StoredPage | None:
+    def find(self, file: KnownFile, index: int, now: float) -> StoredPage | None:
         """The page if it is open. Its use is told to the store, but not more than once in a moment."""
         known = file.near.get(index)
         if known is not None and (page := known()) is not None and now < page.touch_at:
@@ -237,15 +243,15 @@ class HitReads:
         page.head = self._head % (page.header.length, b"%016x" % page.header.page_sum)
         return page.head
 
-    def _try_pages(self, connection: Connection, file: _File, start: int, stop: int) -> bool:
+    def _try_pages(self, connection: Connection, file: KnownFile, start: int, stop: int) -> bool:
         """The same for a range across pages."""
         items: list[memoryview | PageSlice] = []
         sums: list[str] = []
-        page_bytes, free, at, now = self._page_bytes, self._scratch, start, connection.since
+        page_bytes, free, at, now = self.page_bytes, self._scratch, start, connection.since
         try:
             while at < stop:
                 index = at // page_bytes
-                page = self._find(file, index, now)
+                page = self.find(file, index, now)
                 if page is None:
                     return False
                 length, base = page.header.length, index * page_bytes

@@ -20,6 +20,7 @@ from kara_cache.wire import (
     decode_ranges,
     encode_info,
 )
+from kara_worker import passed_pages
 from kara_worker.access import AccessControl
 from kara_worker.arguments import number as _number
 from kara_worker.arguments import text as _text
@@ -33,7 +34,7 @@ from kara_worker.http_request import Request
 from kara_worker.http_server import Connection
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
-from kara_worker.output import DescriptorMessage, SocketOutput
+from kara_worker.output import SocketOutput
 from kara_worker.page_cache import FileRef, PageCache
 from kara_worker.ranges import Ranges, refs
 from kara_worker.reads import Reads
@@ -42,7 +43,6 @@ from kara_worker.upload import upload
 
 V = TypeVar("V")
 _READ = f"GET {PREFIX}/read?".encode()
-_MAX_DESCRIPTORS = 64  # in one message; the kernel's own limit is 253 (SCM_MAX_FD)
 _LIST_BATCH = 256
 _JSON_LIMIT = 1 << 20
 
@@ -80,6 +80,7 @@ class PageServer:
         self._ranges = Ranges(cache, self._reads, metrics)
         self._files = FileEndpoints(FileAnswers(cache, facts, metrics, self._ranges.load), facts, access)
         self._hits = HitReads(cache, access, metrics)
+        self._passed = passed_pages.PassedPages(self._hits, metrics)
         self.draining = False
         self.last_request = time.monotonic()
         self._routes: dict[tuple[str, str], tuple[str, Handler]] = {
@@ -107,7 +108,10 @@ class PageServer:
 
     def try_fast(self, connection: Connection, head: bytes) -> bool:
         if not head.startswith(_READ) or self.draining:
-            if self.draining or not self._files.try_answer(connection, head):
+            quick = not self.draining and (
+                self._passed.try_answer(connection, head) or self._files.try_answer(connection, head)
+            )
+            if not quick:
                 return False
             self.last_request = connection.since
             return True
@@ -189,19 +193,12 @@ class PageServer:
         if not request.connection.local or not isinstance(output, SocketOutput):
             raise ValueError("descriptors are passed over the unix socket only")
         ref, first = self._ref(request), _number(request, "first")
-        count = min(_number(request, "count"), _MAX_DESCRIPTORS)
+        count = min(_number(request, "count"), passed_pages.MOST)
         self._metrics.hot_paths.read(ref)
+        self._hits.know(request.raw_query.rpartition("&first=")[0].encode(), ref)
         pages = await self._cache.open_pages(ref, range(first, first + count))
-        places = [page.hand_over() for page in pages]
-        document: dict[str, object] = {"pages": [page.header.page.index for page in pages]}
-        if any(places) and "places" in request.query:
-            document["places"] = places
-        elif any(places):  # a client that knows only files of one page
-            document["pages"], pages = [], []
-        body = json.dumps(document).encode()
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nContent-Type: application/json\r\n\r\n"
         request.started = True
-        await request.write(DescriptorMessage(head.encode() + body, pages) if pages else head.encode() + body)
+        await request.write(passed_pages.answer_with(pages, places="places" in request.query))
 
     # -- metadata and writing -----------------------------------------------------------------------
 
