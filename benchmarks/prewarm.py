@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.servers import nginx
+from benchmarks.steady_reader import SteadyReader, percentile
 from kara_cache.cache_client import CacheClient
 from kara_cache.config import ClientConfig
 from kara_cache.jobs import LoadJob, LoadOptions, LoadState, free, stop_load, submit_load, wait_load
@@ -65,50 +65,12 @@ class Result:
     stop_s: float = 0.0
 
 
-class Reader:
-    """Reads of cached pages at a steady pace, in a process of its own, until told to stop."""
-
-    def __init__(self, options: dict[str, Any], path: str) -> None:
-        arguments = json.dumps({"options": options, "path": path})
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.prewarm", "--reader", arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline().strip() == "ready"
-
-    def stop(self) -> list[float]:
-        """Latencies in seconds."""
-        out, _ = self._process.communicate("stop\n", timeout=60)
-        return list(json.loads(out.splitlines()[-1]))
-
-
-def run_reader(arguments: str) -> None:
-    given = json.loads(arguments)
-    stop = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
-    latencies: list[float] = []
-    with CacheClient(ClientConfig.load(env={}, local_reads=False, **given["options"])) as client:
-        info = client.info(given["path"])
-        view = memoryview(bytearray(READ_BYTES))
-        for start in range(0, info.size, READ_BYTES):
-            client.read_into(info, start, view)
-        print("ready", flush=True)
-        rng, due = random.Random(1), time.monotonic()
-        while not stop.is_set():
-            due = max(due + 1 / READS_PER_S, time.monotonic())
-            time.sleep(max(0.0, due - time.monotonic()))
-            start = rng.randrange(info.size // READ_BYTES) * READ_BYTES
-            began = time.perf_counter()
-            client.read_into(info, start, view)
-            latencies.append(time.perf_counter() - began)
-    print(json.dumps(latencies))
+def reader_of(cluster: LocalCluster) -> SteadyReader:
+    return SteadyReader(cluster.client_options, "/web/hot.bin", read_bytes=READ_BYTES, per_s=READS_PER_S)
 
 
 def p99(latencies: list[float]) -> float:
-    return sorted(latencies)[int(len(latencies) * 0.99)] * 1e3 if latencies else 0.0
+    return percentile(latencies, 99)
 
 
 @contextlib.contextmanager
@@ -283,12 +245,12 @@ def measure_small(
     copied = timed(lambda: copy_bucket(port, home / "copy"))
     shutil.rmtree(home / "copy")
     finished(client, "/web/hot.bin")
-    reader = Reader(cluster.client_options, "/web/hot.bin")
+    reader = reader_of(cluster)
     time.sleep(5)
     idle = reader.stop()
     result.idle_p50_ms, result.idle_p99_ms = statistics.median(idle) * 1e3, p99(idle)
     before = sent_bytes(log)
-    reader = Reader(cluster.client_options, "/web/hot.bin")
+    reader = reader_of(cluster)
     loaded = timed(lambda: finished(client, "/oss/small"))
     result.small_p99_ms = p99(reader.stop())
     result.copy_per_s, result.load_per_s = result.objects / copied, result.objects / loaded
@@ -303,7 +265,7 @@ def measure_big(
     connections = options.workers * LOAD_THREADS
     slow_down(port)
     line = timed(lambda: read_lines(port, names, options.big_bytes, connections))
-    reader = Reader(cluster.client_options, "/web/hot.bin")
+    reader = reader_of(cluster)
     job: list[LoadJob] = []
     loaded = timed(lambda: job.append(finished(client, "/web/big")))
     result.big_p99_ms = p99(reader.stop())
@@ -332,11 +294,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="1000 objects, two files of 64 MiB")
     parser.add_argument("--home", metavar="DIR", help="for stores and pages; default: a temporary directory")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the result as JSON")
-    parser.add_argument("--reader", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.reader:
-        run_reader(options.reader)
-        return 0
     enter_namespace(sys.argv[1:])
     if options.quick:
         options.objects, options.big, options.big_bytes = 1000, 2, 64 << 20

@@ -172,7 +172,7 @@ class HttpRead:
     def _report(self, *, final: bool = False) -> None:
         if self._progress is None or self._done == self._reported:
             return
-        if final or self._done - (self._reported or 0) >= PROGRESS_BYTES:
+        if final or not self._reported or self._done - self._reported >= PROGRESS_BYTES:  # the first at once
             self._reported = self._done
             self._progress(self._done)
 

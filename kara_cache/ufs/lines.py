@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 _BUFFER_BYTES = 64 << 10
 _FIRST_RECEIVE = 32 << 10  # with a head: a small body comes along, a large one stays in the kernel
+_PIECE_BYTES = 256 << 10
 _NO_BODY = frozenset((204, 304))
 _TIMEVAL = struct.Struct("@ll")
 
@@ -133,6 +134,7 @@ class Line:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
+        self._wait_all = 0 if self._tls else socket.MSG_WAITALL  # until SO_RCVTIMEO is over
         self._armed_s = -1.0
         self._buffer = bytearray(_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
@@ -202,8 +204,8 @@ class Line:
             view[:count] = self._view[self._at : self._at + count]
             self._at += count
             return count
-        try:
-            return self._sock.recv_into(view)
+        try:  # a quarter of a MiB at once: a system call for each segment costs more than the bytes
+            return self._sock.recv_into(view[:_PIECE_BYTES], 0, self._wait_all)
         except BlockingIOError:
             raise TimeoutError("it is silent") from None
 

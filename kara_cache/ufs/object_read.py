@@ -61,7 +61,7 @@ class RangeRead:
             if not count:
                 raise TryAgain(f"{self._where}: the answer ended after {self._done} of {filled} bytes")
             self._done += count
-            if self._done - self._reported >= PROGRESS_BYTES:
+            if self._reported <= 0 or self._done - self._reported >= PROGRESS_BYTES:  # the first at once
                 self._report()
 
     def _check(self, body: ObjectBody, at: int) -> None:

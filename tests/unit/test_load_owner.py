@@ -15,6 +15,7 @@ from kara_cache.mount import Mount, MountTable
 from kara_cache.ufs.memory import MemoryStore
 from kara_worker.config import LoadConfig
 from kara_worker.eviction import make_policy
+from kara_worker.fetch.source import LocalSource
 from kara_worker.file_facts import FileFacts
 from kara_worker.file_page_store import FilePageStore
 from kara_worker.jobs.batch import Action, Batch, Outcome, Piece, Reason
@@ -22,7 +23,7 @@ from kara_worker.jobs.load_metrics import LoadMetrics
 from kara_worker.jobs.owner import LoadOwner
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
-from kara_worker.page_cache import PageCache
+from kara_worker.page_cache import RUN_BYTES, PageCache
 
 PAGE = 64 << 10
 JOB, OTHER = "1" * 32, "2" * 32
@@ -41,7 +42,8 @@ def with_owner(directory: Path, work: Work, *, clock: Callable[[], float] = time
         threads = ThreadPoolExecutor(2)
         facts = FileFacts(stores, threads)
         config = LoadConfig(load_threads=2)
-        owner = LoadOwner(cache, facts, LoadMetrics(), config, reads=lambda: 0, clock=clock)
+        source = LocalSource(stores, PAGE, seat_bytes=RUN_BYTES)
+        owner = LoadOwner(cache, facts, LoadMetrics(), config, reads=lambda: 0, source=source, clock=clock)
         try:
             await work(owner, cache, store)
         finally:

@@ -113,12 +113,15 @@ class LoadConfig:
 
     load_threads: int = 16  # store requests of load jobs at the same time, beside `ufs_threads`
     load_memory_bytes: int = 128 << 20  # their pages on the way from a store to the disk
+    load_nice: int = 10  # priority of the process that fetches, below the worker's own (nice)
     load_bandwidth_bytes_per_s: int | None = None  # from the stores, for all load jobs together
     load_requests_per_s: float | None = None  # to the stores, for all load jobs together
 
     def __post_init__(self) -> None:
         if self.load_threads < 1:
             raise ConfigError(f"load_threads: want at least 1, got {self.load_threads}")
+        if not 0 <= self.load_nice <= 19:
+            raise ConfigError(f"load_nice: want 0 to 19, got {self.load_nice}")
         if self.load_bandwidth_bytes_per_s is not None and self.load_bandwidth_bytes_per_s < 1:
             got = self.load_bandwidth_bytes_per_s
             raise ConfigError(f"load_bandwidth_bytes_per_s: want at least 1, got {got}")

@@ -31,9 +31,11 @@ class Fill:
         self.headers: Sequence[PageHeader] = ()
         self.complete = False
         self.task: asyncio.Task[None] | None = None  # ends when its pages have reached the page store
+        self.watched = False  # by a reader, now or earlier: its bytes may still be on their way out
+        self._arrived = 0  # as `valid`, ahead of it while nobody watches
         self._buffer: memoryview | None = None
         self._loop = asyncio.get_running_loop()
-        self._changed = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
 
     def attach(self, buffer: memoryview) -> None:
         self._buffer = buffer
@@ -41,8 +43,16 @@ class Fill:
 
     def progress_from_thread(self, valid: int) -> None:
         """May be called by the store's thread; the loop may be closed already at shutdown."""
+        self._arrived = valid
+        if not self.watched:
+            return  # waking the event loop costs as much as a small read
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._advance, valid)
+
+    def watch(self) -> None:
+        """A reader wants to know how it goes."""
+        self.watched = True
+        self._advance(self._arrived)
 
     def _advance(self, valid: int) -> None:
         # a retried request starts over: never go back, the bytes are of the same version
@@ -65,18 +75,31 @@ class Fill:
         self._wake()
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _change(self, timeout_s: float) -> None:
+        """The next change, or that long without one. `asyncio.wait_for` would make a task of each wait."""
+        waiter = self._loop.create_future()
+        self._waiting.append(waiter)
+        timer = self._loop.call_later(timeout_s, _let_go, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
 
     async def wait_beyond(self, position: int, timeout_s: float) -> bool:
         """Whether bytes of the file beyond `position` are valid; waits for the next change at most so long.
 
         Raises what the fill failed with.
         """
+        if not self.watched:
+            self.watch()
         if self._ready(position):
             return True
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
+        await self._change(timeout_s)
         return self._ready(position)
 
     def _ready(self, position: int) -> bool:
@@ -87,8 +110,7 @@ class Fill:
     async def wait_complete(self, timeout_s: float) -> bool:
         """Whether the fill is complete, after waiting for the next change at most so long."""
         if not self.complete:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), timeout_s)
+            await self._change(timeout_s)
         if self.error is not None:
             raise self.error
         return self.complete
@@ -109,3 +131,8 @@ class Fill:
         if start % page_bytes == 0 and stop - start == header.length:
             return header.page_sum
         return checksum(self.view(start, stop))
+
+
+def _let_go(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

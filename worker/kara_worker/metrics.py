@@ -29,6 +29,15 @@ from kara_cache.errors import CacheError, UnderStoreError
 from kara_worker.hot_paths import HotPaths
 from kara_worker.page_store import StoreStats
 
+_ANSWERS = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    CacheError,
+    ValueError,
+)
+
 DAMAGES = ("header", "data", "identity", "truncated")  # what `PageDamaged.where` says
 # seconds; Alluxio's 10, 40, 160, 640 ms are among them, a cache hit is far below the first of those
 LATENCY_BOUNDS_S = (
@@ -89,24 +98,22 @@ class WorkerMetrics:
     @contextlib.contextmanager
     def store_request(self, mount: str, verb: str) -> Iterator[None]:
         """Any thread. Counts one call to an under store by its outcome."""
-        began, result = time.perf_counter(), "error"
+        began = time.perf_counter()
         try:
             yield
-            result = "ok"
-        except (
-            FileNotFoundError,
-            PermissionError,
-            IsADirectoryError,
-            NotADirectoryError,
-            CacheError,
-            ValueError,
-        ):
-            result = "answer"
+        except BaseException as exc:
+            self._note(mount, verb, time.perf_counter() - began, exc)
             raise
-        finally:
-            elapsed = time.perf_counter() - began
-            with self._lock:
-                self._store_requests[mount, verb, result].observe(elapsed)
+        self._note(mount, verb, time.perf_counter() - began, None)
+
+    def note_store_read(self, mount: str, seconds: float, error: Exception | None) -> None:
+        """Any thread. Counts a read that another process has made."""
+        self._note(mount, "read", seconds, error)
+
+    def _note(self, mount: str, verb: str, seconds: float, error: BaseException | None) -> None:
+        result = "ok" if error is None else "answer" if isinstance(error, _ANSWERS) else "error"
+        with self._lock:
+            self._store_requests[mount, verb, result].observe(seconds)
 
     def store_bytes(self, mount: str, count: int) -> None:
         """Any thread."""

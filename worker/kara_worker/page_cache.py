@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -78,12 +77,12 @@ class PageCache:
         self.pages = pages
         self.stores = stores
         self.page_bytes = pages.page_bytes
-        self._metrics = metrics
+        self.metrics = metrics
         self._fills: dict[PageId, Fill] = {}
         self._memory = ByteBudget(fill_memory_bytes, what="fill memory")
         self._write_queue_bytes = write_queue_bytes
         self._queued_bytes = 0
-        self._tasks: dict[asyncio.Task[None], str] = {}  # running fills, with the path of each
+        self._tasks: dict[asyncio.Task[None], tuple[str, ...]] = {}  # running fills, with their paths
         self._store_threads = ThreadPoolExecutor(store_threads, thread_name_prefix="store")
         self._disk_threads = ThreadPoolExecutor(2, thread_name_prefix="disk")
         self.before_put: Callable[[bytes, str], None] = _nothing  # file id and path; in any thread
@@ -123,8 +122,10 @@ class PageCache:
             if index in stored:
                 parts.append(CachedPart(stored[index], at, end))
             else:
-                parts.append(FillPart(self._fills[PageId(ref.file_id, index)], at, end))
-        self._metrics.page_hits += len(stored)
+                fill = self._fills[PageId(ref.file_id, index)]
+                fill.watch()
+                parts.append(FillPart(fill, at, end))
+        self.metrics.page_hits += len(stored)
         return parts
 
     async def _open_stored(self, ref: FileRef, indices: range) -> dict[int, StoredPage]:
@@ -161,9 +162,9 @@ class PageCache:
             fill = self._fills.get(PageId(ref.file_id, index))
             if fill is not None and fill.error is None:
                 fill.keep = fill.keep or keep
-                self._metrics.page_joins += 1
+                self.metrics.page_joins += 1
                 continue
-            self._metrics.page_misses += 1
+            self.metrics.page_misses += 1
             if run and (
                 index != run[-1] + 1 or (len(run) + 1) * self.page_bytes > max(RUN_BYTES, self.page_bytes)
             ):
@@ -174,20 +175,38 @@ class PageCache:
             self._start_fill(ref, run, keep)
 
     def _start_fill(self, ref: FileRef, run: list[int], keep: bool) -> None:
+        fill = self.enter(ref, run, keep=keep)
+        fill.task = self.own((ref,), self._fill(ref, fill))
+
+    def filling_page(self, page: PageId) -> Fill | None:
+        """The fill that brings the page, unless it has failed."""
+        fill = self._fills.get(page)
+        return fill if fill is not None and fill.error is None else None
+
+    def enter(self, ref: FileRef, run: Sequence[int], *, keep: bool) -> Fill:
+        """A fill for neighbouring pages, which from now on are on their way; `leave` is the caller's duty."""
         start = run[0] * self.page_bytes
         stop = min((run[-1] + 1) * self.page_bytes, ref.size)
         fill = Fill(run[0], start, stop, keep=keep)
         for index in run:
             self._fills[PageId(ref.file_id, index)] = fill
-        self._own(ref, fill, self._fill(ref, fill, len(run)))
+        return fill
 
-    def _own(self, ref: FileRef, fill: Fill, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = fill.task = asyncio.get_running_loop().create_task(work)
-        self._tasks[task] = ref.path
+    def leave(self, ref: FileRef, fill: Fill) -> None:
+        """Its pages have reached the page store, or never will."""
+        for index in range(fill.first_page, -(-fill.stop // self.page_bytes)):
+            page = PageId(ref.file_id, index)
+            if self._fills.get(page) is fill:
+                del self._fills[page]
+
+    def own(self, refs: Sequence[FileRef], work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs the work of fills; a `free` of one of the files waits for it, and so does `close`."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks[task] = tuple(ref.path for ref in refs)
         task.add_done_callback(self._tasks.pop)
         return task
 
-    async def _fill(self, ref: FileRef, fill: Fill, count: int) -> None:
+    async def _fill(self, ref: FileRef, fill: Fill) -> None:
         size = fill.stop - fill.start
         held = False
         try:
@@ -197,18 +216,15 @@ class PageCache:
             loop = asyncio.get_running_loop()
             headers = await loop.run_in_executor(self._store_threads, self._load, ref, fill)
             fill.finish(headers)
-            self._metrics.fills += 1
+            self.metrics.fills += 1
         except Exception as exc:  # noqa: BLE001 - a task's top: whoever waits gets the error
-            self._metrics.count_fill_error(exc)
-            fill.fail(_as_answer(exc, ref))
+            self.metrics.count_fill_error(exc)
+            fill.fail(as_answer(exc, ref))
         try:
             if fill.error is None and fill.keep and ref.keepable:
                 await self._write(ref, fill)
         finally:
-            for index in range(fill.first_page, fill.first_page + count):
-                page = PageId(ref.file_id, index)
-                if self._fills.get(page) is fill:
-                    del self._fills[page]
+            self.leave(ref, fill)
             if held:
                 self._memory.release(size)
 
@@ -239,89 +255,27 @@ class PageCache:
         """Readers are served from memory until a page is on SSD, so that no page is fetched twice."""
         size = fill.stop - fill.start
         if self._queued_bytes + size > self._write_queue_bytes and self._queued_bytes:
-            self._metrics.count_rejection("queue_full", len(fill.headers))
+            self.metrics.count_rejection("queue_full", len(fill.headers))
             return
         self._queued_bytes += size
         try:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._disk_threads, self._put_all, ref, fill, fill.headers)
+            await loop.run_in_executor(self._disk_threads, self.put_all, ref, fill, fill.headers)
         finally:
             self._queued_bytes -= size
 
-    def _put_all(self, ref: FileRef, fill: Fill, headers: Sequence[PageHeader]) -> None:
+    def put_all(self, ref: FileRef, fill: Fill, headers: Sequence[PageHeader]) -> None:
+        """In a thread: the pages of a fill, into the page store."""
         self.before_put(ref.file_id, ref.path)
         for header in headers:
             start = header.page.index * self.page_bytes
             self.pages.put(header, fill.view(start, start + header.length), group=ref.mount.name)
 
-    async def bring(self, ref: FileRef, indices: Sequence[int], threads: Executor) -> tuple[list[int], int]:
-        """Has pages on SSD for readers to come: (pages that this call fetched, its requests to the store).
-
-        `indices` ascend. What others are fetching is waited for, not fetched again. Bounds on memory, threads
-        and rates are the caller's; readers' own bounds are not touched. A page may still be missing
-        afterwards, where the page store did not take it. Raises what the store answered. When the
-        caller is cancelled, requests that run go on.
-        """
-        file_id, running = ref.file_id, set()
-        run: list[int] = []
-        own: list[Fill] = []
-        pages: list[int] = []
-        for index in indices:
-            fill = self._fills.get(PageId(file_id, index))
-            if fill is not None and fill.error is None:
-                fill.keep = True
-                running.add(fill.task)
-            elif not self.pages.contains(PageId(file_id, index)):
-                pages.append(index)
-                if run and (index != run[-1] + 1 or len(run) * self.page_bytes >= RUN_BYTES):
-                    own.append(self._start_bringing(ref, run, threads))
-                    run = []
-                run.append(index)
-        if run:
-            own.append(self._start_bringing(ref, run, threads))
-        running.update(fill.task for fill in own)
-        if running:
-            await asyncio.wait([task for task in running if task is not None])
-        for fill in own:
-            if fill.error is not None:
-                raise fill.error
-        return pages, len(own)
-
-    def _start_bringing(self, ref: FileRef, run: list[int], threads: Executor) -> Fill:
-        stop = min((run[-1] + 1) * self.page_bytes, ref.size)
-        fill = Fill(run[0], run[0] * self.page_bytes, stop, keep=True)
-        for index in run:
-            self._fills[PageId(ref.file_id, index)] = fill
-        self._own(ref, fill, self._bring(ref, fill, run, threads))
-        return fill
-
-    async def _bring(self, ref: FileRef, fill: Fill, run: list[int], threads: Executor) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(threads, self._load_and_put, ref, fill, loop)
-            self._metrics.fills += 1
-        except Exception as exc:  # noqa: BLE001 - a task's top: whoever waits gets the error
-            self._metrics.count_fill_error(exc)
-            fill.fail(_as_answer(exc, ref))
-        finally:
-            for index in run:
-                page = PageId(ref.file_id, index)
-                if self._fills.get(page) is fill:
-                    del self._fills[page]
-
-    def _load_and_put(self, ref: FileRef, fill: Fill, loop: asyncio.AbstractEventLoop) -> None:
-        """In one thread, because for a small file each change of threads costs as much as the file."""
-        fill.attach(memoryview(bytearray(fill.stop - fill.start)))  # here: 8 MiB of zeros take milliseconds
-        headers = self._load(ref, fill)
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
-            loop.call_soon_threadsafe(fill.finish, headers)
-        self._put_all(ref, fill, headers)
-
     async def open_pages(self, ref: FileRef, indices: range) -> list[StoredPage]:
         """Those of the pages that are on SSD, in order; starts no fill."""
         last = -(-ref.size // self.page_bytes)
         found = await self._open_stored(ref, range(indices.start, min(indices.stop, last)))
-        self._metrics.page_hits += len(found)
+        self.metrics.page_hits += len(found)
         return [found[index] for index in sorted(found)]
 
     async def free(self, path: str, *, recursive: bool) -> tuple[int, int]:
@@ -333,8 +287,8 @@ class PageCache:
         normal = f"/{mount.name}/{relative}".rstrip("/")
         running = [
             task
-            for task, filling in self._tasks.items()
-            if filling == normal or (recursive and is_below(filling, normal))
+            for task, paths in self._tasks.items()
+            if any(path == normal or (recursive and is_below(path, normal)) for path in paths)
         ]
         if running:
             await asyncio.wait(running, timeout=_BUDGET_WAIT_S)
@@ -379,7 +333,7 @@ def _nothing(file_id: bytes, path: str) -> None:
     pass
 
 
-def _as_answer(exc: Exception, ref: FileRef) -> Exception:
+def as_answer(exc: Exception, ref: FileRef) -> Exception:
     """What readers are told: answers and errors of ours as they are, a bug as a failure of the cache."""
     if isinstance(exc, (KaraError, OSError, ValueError)):
         return exc

@@ -1,4 +1,5 @@
-"""How many requests of load jobs run at a time: as many as configured, fewer while readers have to wait."""
+"""How many requests of load jobs run at a time: as many as configured and as the store bears, fewer while
+readers have to wait."""
 
 from __future__ import annotations
 
@@ -16,16 +17,26 @@ class Gate:
     def __init__(self, most: int) -> None:
         self._most = most
         self._least = min(LEAST, most)
-        self.limit = most
+        self._calm = most  # what readers leave
+        self._bound = most  # what the store bears
         self._inside = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def limit(self) -> int:
+        return min(self._calm, self._bound)
+
+    def bound(self, most: int) -> None:
+        """What the store bears, at the moment."""
+        self._bound = max(1, min(most, self._most))
+        self._admit()
 
     def note(self, late_s: float, *, readers: bool) -> None:
         """How late the loop was at the last look, and whether anybody has read since."""
         if readers and late_s > LATE_S:
-            self.limit = max(self._least, self.limit // 2)
-        elif self.limit < self._most:
-            self.limit = self.limit + 1 if readers else self._most
+            self._calm = max(self._least, self._calm // 2)
+        elif self._calm < self._most:
+            self._calm = self._calm + 1 if readers else self._most
             self._admit()
 
     async def __aenter__(self) -> None:

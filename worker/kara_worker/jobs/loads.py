@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 from kara_cache.membership.base import WorkerInfo
 from kara_cache.membership.configured import etcd_client
 from kara_worker.access import AccessControl
-from kara_worker.config import WorkerConfig
+from kara_worker.config import LoadConfig, WorkerConfig
+from kara_worker.fetch.process import FetchProcess
+from kara_worker.fetch.source import LocalSource, Source
 from kara_worker.file_facts import FileFacts
 from kara_worker.jobs.endpoints import JobEndpoints
 from kara_worker.jobs.etcd_journal import EtcdJournal
@@ -19,7 +22,7 @@ from kara_worker.jobs.journal import Journal
 from kara_worker.jobs.load_metrics import LoadMetrics
 from kara_worker.jobs.local_journal import LocalJournal
 from kara_worker.jobs.owner import LoadOwner
-from kara_worker.page_cache import PageCache
+from kara_worker.page_cache import RUN_BYTES, PageCache
 from kara_worker.peers import peers_of
 from kara_worker.rules.endpoints import RuleEndpoints
 from kara_worker.rules.path_rules import PathRules
@@ -45,7 +48,9 @@ class Loads:
         reads: Callable[[], int],
     ) -> None:
         self.cluster = peers_of(config, own)
-        self.owner = LoadOwner(cache, facts, metrics, config.loads, reads=reads)
+        self.owner = LoadOwner(
+            cache, facts, metrics, config.loads, reads=reads, source=_source(config.loads, cache)
+        )
         self._watching = asyncio.get_running_loop().create_task(self.owner.watch())
         self.board = JobBoard(
             _journal(config, own),
@@ -78,6 +83,17 @@ class Loads:
         self.owner.close()
         await asyncio.to_thread(self.cluster.close)
         await asyncio.to_thread(self.cluster.membership.close)
+
+
+def _source(config: LoadConfig, cache: PageCache) -> Source:
+    """Where there is no memory to share (not Linux), this process fetches."""
+    seat_bytes = max(RUN_BYTES, cache.page_bytes)
+    local = LocalSource(cache.stores, cache.page_bytes, seat_bytes=seat_bytes)
+    if not hasattr(os, "memfd_create"):
+        return local
+    return FetchProcess(
+        local, cache.metrics, cache.page_bytes, seats=config.load_threads, nice=config.load_nice
+    )
 
 
 def _shelf(config: WorkerConfig) -> RuleShelf:

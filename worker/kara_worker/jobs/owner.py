@@ -9,19 +9,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import islice
 
 from kara_cache.errors import CacheError, StaleVersion, UnderStoreError, WorkerBusy
 from kara_cache.page import PageId
 from kara_cache.ufs.base import FileInfo
+from kara_worker.bring import Bringing, Brought
 from kara_worker.byte_budget import ByteBudget
 from kara_worker.config import LoadConfig
+from kara_worker.fetch.source import Source
 from kara_worker.file_facts import FileFacts
 from kara_worker.jobs.batch import Action, Batch, Failure, Outcome, Piece, Reason
 from kara_worker.jobs.gate import Gate
 from kara_worker.jobs.load_metrics import LoadMetrics
+from kara_worker.jobs.pace import StorePace
+from kara_worker.jobs.runs import Run, grouped, pages_of, runs_of
 from kara_worker.jobs.throttle import Throttle
-from kara_worker.page_cache import RUN_BYTES, FileRef, PageCache
+from kara_worker.page_cache import FileRef, PageCache
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +33,13 @@ _FORGET_AFTER_S = 600.0  # without a batch: its coordinator is gone and nobody t
 _ENDED_KEPT = 1000
 _ROOM_S = 0.01
 _LOOK_S = 0.05  # 20 looks a second cost 1 ms of them
+_REST_LOOKS = 200  # 10 s: the next job of a series finds everything warm
+_AT_ONCE = 64  # files that an ended job lets go before the next request is served
 _TURN = 16  # files between two looks at what else the event loop has to do
+_HEADER_BYTES = (
+    8192  # what a file takes on disk beside its bytes, at most: a page's header and its last block
+)
 _MEMORY_WAIT_S = 3600.0  # what is ahead in the queue may be slow on purpose
-
-
-class Run(NamedTuple):
-    """Neighbouring pages of a piece: what one request to the store may bring."""
-
-    piece: int  # index in the batch
-    of: int  # pages of that piece
-    ref: FileRef
-    pages: range
 
 
 @dataclass(slots=True)
@@ -76,23 +76,28 @@ class LoadOwner:
         config: LoadConfig,
         *,
         reads: Callable[[], int],
+        source: Source,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`reads` counts the pages that readers have asked for so far."""
+        """`reads` counts the pages that readers have asked for so far; `source` is closed with this."""
         self._cache = cache
         self._facts = facts
         self._metrics = metrics
         self._clock = clock
         self._gate = Gate(config.load_threads)
+        self._pace = StorePace(config.load_threads)
         self._reads = reads
         self._parallel = config.load_threads
         self._memory = ByteBudget(config.load_memory_bytes, what="load memory")
         self._bytes = Throttle(config.load_bandwidth_bytes_per_s)
         self._requests = Throttle(config.load_requests_per_s)
         self._threads = ThreadPoolExecutor(config.load_threads, thread_name_prefix="load")
+        self._bringing = Bringing(cache, source, self._threads)
         self._promised = 0  # bytes that are being fetched
         self._visits: dict[str, Visit] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()  # the last ones
+        self._exposing: set[asyncio.Task[None]] = set()
+        self._idle_looks = 0
 
     async def run(self, batch: Batch) -> Outcome:
         """Does it and tells. CancelledError when the job is ended meanwhile, WorkerBusy when it had been."""
@@ -120,8 +125,20 @@ class LoadOwner:
             return
         for task in visit.running:
             task.cancel()
-        for file_id in visit.held:
+        held = iter(visit.held)
+        for file_id in islice(held, _AT_ONCE):
             self._cache.pages.expose(file_id)
+        if len(visit.held) > _AT_ONCE:
+            exposing = asyncio.get_running_loop().create_task(self._expose(held))
+            self._exposing.add(exposing)
+            exposing.add_done_callback(self._exposing.discard)
+
+    async def _expose(self, held: Iterator[bytes]) -> None:
+        """Bit by bit: a million files at once would stop all readers for seconds."""
+        for number, file_id in enumerate(held, 1):
+            self._cache.pages.expose(file_id)
+            if number % _TURN == 0:
+                await asyncio.sleep(0)
 
     async def watch(self) -> None:
         """Looks how late the event loop is, and makes way for readers. Runs until it is cancelled."""
@@ -131,6 +148,13 @@ class LoadOwner:
             await asyncio.sleep(_LOOK_S)
             before, reads = reads, self._reads()
             self._gate.note(loop.time() - due, readers=reads != before)
+            self._rest(loop)
+
+    def _rest(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Gives back what fetching took, a while after the last job."""
+        self._idle_looks = 0 if self._visits else self._idle_looks + 1
+        if self._idle_looks == _REST_LOOKS:
+            loop.run_in_executor(self._threads, self._bringing.source.rest)
 
     def forget_idle(self) -> None:
         """Ends jobs whose coordinators fell silent. To be called now and then."""
@@ -143,7 +167,10 @@ class LoadOwner:
     def close(self) -> None:
         for job in list(self._visits):
             self.end(job)
+        for task in self._exposing:
+            task.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._bringing.source.close()
 
     def _visit(self, batch: Batch) -> Visit:
         visit = self._visits.get(batch.job)
@@ -160,8 +187,9 @@ class LoadOwner:
             self._remember(batch.pieces)
         else:
             refs = await self._refs(batch, visit, count)
-            runs = _runs(batch.pieces, refs, self._cache.page_bytes)
-            workers = [self._work(batch, visit, runs, count) for _ in range(self._parallel)]
+            page_bytes = self._cache.page_bytes
+            groups = grouped(runs_of(batch.pieces, refs, page_bytes), page_bytes, self._bringing)
+            workers = [self._work(batch, visit, groups, count) for _ in range(self._parallel)]
             await asyncio.gather(*workers)
         visit.seen = self._clock()
         self._metrics.count(count.present - count.fetched, count.fetched, count.bytes_fetched, count.requests)
@@ -194,7 +222,7 @@ class LoadOwner:
 
     def _ref(self, index: int, piece: Piece, count: Count) -> FileRef | None:
         """The file, or None and its pages counted as failed."""
-        pages = _pages(piece, self._cache.page_bytes)
+        pages = pages_of(piece, self._cache.page_bytes)
         count.pages += len(pages)
         try:
             ref = self._cache.ref(piece.path, piece.version, piece.size)
@@ -207,55 +235,85 @@ class LoadOwner:
             return None
         return ref
 
-    async def _work(self, batch: Batch, visit: Visit, runs: Iterator[Run], count: Count) -> None:
-        for run in runs:
+    async def _work(self, batch: Batch, visit: Visit, groups: Iterator[list[Run]], count: Count) -> None:
+        for group in groups:
             try:
-                fetched, requests = await self._run_one(batch, visit, run)
+                brought = await self._bring(batch, visit, group)
             except (OSError, ValueError, CacheError) as exc:
-                missing = self._missing(run)
-                count.present += len(run.pages) - len(missing)
-                reason, text = _reason(exc), _text(exc)
-                if missing:
-                    count.failures.append(Failure(run.piece, len(missing), run.of, reason, text))
-                continue
-            missing = self._missing(run)
-            count.present += len(run.pages) - len(missing)
-            if missing:
-                count.failures.append(self._explain(batch, run, missing))
-            count.fetched += len(fetched)
-            count.bytes_fetched += sum(self._length(run.ref, index) for index in fetched)
-            count.requests += requests
+                brought = [Brought(error=exc) for _ in group]
+            for run, told in zip(group, brought, strict=True):
+                self._account(batch, run, told, count)
 
-    async def _run_one(self, batch: Batch, visit: Visit, run: Run) -> tuple[list[int], int]:
-        """(indices of pages that this job has fetched, now or before it was interrupted; requests)."""
-        if batch.verify:
-            await self._cache.check(run.ref, *self._bytes_of(run.ref, run.pages))
-        if batch.action is Action.LOOK:
-            return [], 0
-        before: list[int] = []
-        if batch.since_ns:
-            before = await self._cache.run_on_disk(self._filled_since, batch, run)
+    def _account(self, batch: Batch, run: Run, told: Brought, count: Count) -> None:
         missing = self._missing(run)
-        if not missing:
-            return before, int(bool(before))
-        size = sum(self._length(run.ref, index) for index in missing)
+        count.present += len(run.pages) - len(missing)
+        if told.error is not None:
+            if missing:
+                reason, text = _reason(told.error), _text(told.error)
+                count.failures.append(Failure(run.piece, len(missing), run.of, reason, text))
+            return
+        if missing:
+            count.failures.append(self._explain(batch, run, missing))
+        count.fetched += len(told.pages)
+        count.bytes_fetched += sum(self._length(run.ref, index) for index in told.pages)
+        count.requests += told.requests
+
+    async def _bring(self, batch: Batch, visit: Visit, group: list[Run]) -> list[Brought]:
+        """For each run the pages that this job has fetched, now or before it was interrupted."""
+        if batch.verify:
+            for run in group:
+                await self._cache.check(run.ref, *self._bytes_of(run.ref, run.pages))
+        told = [Brought() for _ in group]
+        if batch.action is Action.LOOK:
+            return told
+        if batch.since_ns:
+            found = await self._cache.run_on_disk(self._filled_since, batch, group)
+            told = [Brought(pages, int(bool(pages))) for pages in found]
+        wanted = [(at, run.ref, missing) for at, run in enumerate(group) if (missing := self._missing(run))]
+        if not wanted:
+            return told
+        files = len(wanted)
+        size = sum(self._length(ref, index) for _, ref, missing in wanted for index in missing)
         for throttle, amount in (
-            (self._requests, 1), (visit.rate, 1), (self._bytes, size), (visit.bandwidth, size)
+            (self._requests, files), (visit.rate, files), (self._bytes, size), (visit.bandwidth, size)
         ):  # fmt: skip
             await throttle.take(amount)
         async with self._gate:
-            await self._memory.acquire(size, _MEMORY_WAIT_S)
-            try:
-                if not await self._room_for(size, run.ref.mount.name):
-                    return before, int(bool(before))
-                self._promised += size
-                try:
-                    fetched, requests = await self._cache.bring(run.ref, missing, self._threads)
-                finally:
-                    self._promised -= size
-            finally:
-                self._memory.release(size)
-        return before + fetched, requests + int(bool(before))
+            for (at, _, _), brought in zip(wanted, await self._fetch(wanted, size), strict=True):
+                told[at].pages += brought.pages
+                told[at].requests += brought.requests
+                self._learn(brought)
+                told[at].error = brought.error
+        return told
+
+    def _learn(self, brought: Brought) -> None:
+        for length, seconds in brought.took:
+            self._pace.took(length, seconds)
+        if isinstance(brought.error, UnderStoreError):
+            self._pace.failed()
+        self._gate.bound(self._pace.limit)
+
+    async def _fetch(self, wanted: list[tuple[int, FileRef, list[int]]], size: int) -> list[Brought]:
+        await self._memory.acquire(size, _MEMORY_WAIT_S)
+        try:
+            room = size + _HEADER_BYTES * (len(wanted) - 1)
+            if await self._room_for(room, wanted[0][1].mount.name):
+                return await self._fetch_into(room, wanted)
+            told = []
+            for one in wanted if len(wanted) > 1 else ():  # for some of them there may be room
+                room = sum(self._length(one[1], index) for index in one[2])
+                fits = await self._room_for(room, one[1].mount.name)
+                told += await self._fetch_into(room, [one]) if fits else [Brought()]
+            return told or [Brought()]
+        finally:
+            self._memory.release(size)
+
+    async def _fetch_into(self, room: int, wanted: list[tuple[int, FileRef, list[int]]]) -> list[Brought]:
+        self._promised += room
+        try:
+            return await self._bringing.bring([(ref, missing) for _, ref, missing in wanted])
+        finally:
+            self._promised -= room
 
     async def _room_for(self, size: int, mount: str) -> bool:
         """Whether there is room beside what others are fetching, which may be counted twice for a moment:
@@ -267,8 +325,11 @@ class LoadOwner:
             await asyncio.sleep(_ROOM_S)
         return True
 
-    def _filled_since(self, batch: Batch, run: Run) -> list[int]:
+    def _filled_since(self, batch: Batch, group: list[Run]) -> list[list[int]]:
         """On a disk thread: pages filled since the job began; older ones are dropped where it insists."""
+        return [self._filled_of(batch, run) for run in group]
+
+    def _filled_of(self, batch: Batch, run: Run) -> list[int]:
         pages, found = self._cache.pages, []
         for index in run.pages:
             stored = pages.get(PageId(run.ref.file_id, index))
@@ -301,22 +362,6 @@ class LoadOwner:
     def _bytes_of(self, ref: FileRef, pages: range) -> tuple[int, int]:
         page_bytes = self._cache.page_bytes
         return pages.start * page_bytes, min(pages.stop * page_bytes, ref.size)
-
-
-def _pages(piece: Piece, page_bytes: int) -> range:
-    if piece.start >= piece.stop:
-        return range(0)
-    return range(piece.start // page_bytes, (piece.stop - 1) // page_bytes + 1)
-
-
-def _runs(pieces: Sequence[Piece], refs: Sequence[FileRef | None], page_bytes: int) -> Iterator[Run]:
-    step = max(1, RUN_BYTES // page_bytes)
-    for index, (piece, ref) in enumerate(zip(pieces, refs, strict=True)):
-        if ref is None:
-            continue
-        pages = _pages(piece, page_bytes)
-        for first in range(pages.start, pages.stop, step):
-            yield Run(index, len(pages), ref, range(first, min(first + step, pages.stop)))
 
 
 def _reason(exc: Exception) -> Reason:

@@ -1,0 +1,113 @@
+"""The fetching process of a worker: `python -m kara_worker.fetch CONTROL_FD NICE`. Nobody else starts it.
+
+Over the control socket come seats: a socket and the shared memory that belongs to it. Each has a thread
+here, which does the orders that come over its socket one after another and ends with it. The process ends
+with the worker, however that ended: the control socket tells.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+
+from kara_cache.secret_ref import resolve_options
+from kara_cache.ufs import open_store
+from kara_cache.ufs.base import UnderStore
+from kara_worker.fetch.messages import (
+    MAX_PACKET_BYTES,
+    Order,
+    Valid,
+    decode_order,
+    done_of,
+    encode,
+    failed_of,
+    offsets,
+)
+from kara_worker.fetch.source import Wanted, shorter, sums_of
+
+log = logging.getLogger(__name__)
+
+
+class OpenStores:
+    """The stores of all orders so far, each opened once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _stores
+        self._stores: dict[tuple[str, bytes], UnderStore] = {}
+
+    def get(self, url: str, options: bytes) -> UnderStore:
+        store = self._stores.get((url, options))
+        if store is None:
+            with self._lock:
+                store = self._stores.get((url, options))
+                if store is None:
+                    store = open_store(url, resolve_options(json.loads(options)))
+                    self._stores[url, options] = store
+        return store
+
+
+def serve_seat(sock: socket.socket, memory: int, stores: OpenStores) -> None:
+    """A thread's life. Losing the socket is the end of the seat, not an error."""
+    with sock, suppress(OSError):
+        size = os.fstat(memory).st_size
+        view = memoryview(mmap.mmap(memory, size))
+        os.close(memory)
+        while packet := sock.recv(MAX_PACKET_BYTES):
+            do_order(sock, decode_order(packet), view, stores)
+
+
+def do_order(sock: socket.socket, order: Order, memory: memoryview, stores: OpenStores) -> None:
+    begins = offsets([length for _, _, _, length in order.wanted])
+    for index, entry in enumerate(order.wanted):
+        wanted = Wanted(*entry)
+        view, began = memory[begins[index] : begins[index] + wanted.length], time.perf_counter()
+        try:
+            fetch_one(sock, index, wanted, view, stores.get(order.url, order.options))
+            sums = sums_of(view, order.page_bytes)
+        except Exception as exc:  # noqa: BLE001 - as for a task's top: the worker is told
+            sock.send(encode(failed_of(index, time.perf_counter() - began, exc)))
+        else:
+            sock.send(encode(done_of(index, time.perf_counter() - began, sums)))
+
+
+def fetch_one(sock: socket.socket, index: int, wanted: Wanted, view: memoryview, store: UnderStore) -> None:
+    def progress(valid: int) -> None:
+        if valid < wanted.length:
+            sock.send(encode(Valid(index, valid)))
+
+    count = store.read_into(
+        wanted.relative, wanted.start, view, version=wanted.version or None, progress=progress
+    )
+    if count != wanted.length:
+        raise shorter(wanted, count)
+
+
+def run(control: socket.socket) -> None:
+    stores = OpenStores()
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 2)
+        if not message:
+            return
+        seat = socket.socket(fileno=descriptors[0])
+        threading.Thread(target=serve_seat, args=(seat, descriptors[1], stores), daemon=True).start()
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the worker decides
+    control, nice = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    with suppress(OSError):
+        os.nice(nice)
+    run(control)
+    os._exit(0)  # threads may wait for stores
+
+
+if __name__ == "__main__":
+    main()
