@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def in_namespace() -> bool:
     return bool(os.environ.get(_IN_NAMESPACE))
 
 
-def enter_namespace(arguments: Sequence[str]) -> None:
+def enter_namespace(arguments: Sequence[str], program: str = "benchmarks") -> None:
     """Starts this program again in a network namespace of its own where loopback uses reno.
 
     Returns where that is not possible or has been done. A new namespace is the only place where
@@ -43,8 +44,14 @@ def enter_namespace(arguments: Sequence[str]) -> None:
     os.environ[_IN_NAMESPACE] = "1"
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     sys.stdout.flush()
-    command = ["unshare", "-n", "sh", "-c", prepare, "sh", sys.executable, "-m", "benchmarks", *arguments]
+    command = ["unshare", "-n", "sh", "-c", prepare, "sh", sys.executable, "-m", program, *arguments]
     os.execvp("unshare", command)
+
+
+def allow_many_files() -> None:
+    """For a thousand connections, at both ends: what is started from here on inherits it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from kara_worker.config import StoreConfig
 from kara_worker.eviction import make_policy
 from kara_worker.page_stores import open_page_store
 
+PAGE_STORE = "auto"  # segments, where the file system can hold them
 PAGE_BYTES = 512  # of data in each
 FOOTPRINT_BYTES = 8192  # at most: header, data, rounded up to blocks of the disk
 
@@ -25,7 +26,7 @@ def path_of(number: int) -> str:
 def main(directory: str, count: int) -> None:
     Path(directory).mkdir(parents=True, exist_ok=True)
     capacity = count * FOOTPRINT_BYTES * 3 // 2 + (1 << 30)
-    config = StoreConfig(page_dirs=(directory,), capacity_bytes=capacity)
+    config = StoreConfig(page_dirs=(directory,), capacity_bytes=capacity, page_store=PAGE_STORE)
     store = open_page_store(config, make_policy(config.eviction, guard=False))
     try:
         for number in range(count):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks import machine
 from benchmarks.loader import Loader
 from benchmarks.machine import CLIENT_CORES, SERVER_CORES, on_cores
 from benchmarks.rounds import Meter, Settings
@@ -129,6 +130,7 @@ def warm(client: CacheClient, paths: list[str]) -> None:
 @contextlib.contextmanager
 def scene(settings: Settings, home: Path) -> Iterator[Scene]:
     """Starts everything. Files are on the file system of `home`, which should not be tmpfs."""
+    machine.allow_many_files()
     files = home / "files"
     files.mkdir(parents=True, exist_ok=True)
     names = Names(files)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 _NGINX = """
 daemon off; master_process off; pid {home}/nginx.pid; error_log {home}/error.log;
-events {{ worker_connections 1024; }}
+events {{ worker_connections 4096; }}
 http {{
   sendfile on; tcp_nopush on; tcp_nodelay on;
   keepalive_requests 100000000; keepalive_timeout 600s; open_file_cache max=4096 inactive=600s;

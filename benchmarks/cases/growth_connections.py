@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import socket
 from collections.abc import Callable, Sequence
 
@@ -36,8 +35,6 @@ def run(scene: Scene) -> list[Row]:
 def _idle(scene: Scene, name: str, pid: int, port: int, target: str) -> list[Row]:
     """Each connection has asked once and waits, as a client's pool does."""
     count = 100 if scene.settings.tiny else _IDLE
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4 * count), hard), hard))
     request = f"GET {target} HTTP/1.1\r\nHost: b\r\n\r\n".encode()
     with contextlib.ExitStack() as stack:
         _ask(stack.enter_context(_connected(port)), request)  # what the first one brings is not counted

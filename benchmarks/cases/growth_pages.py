@@ -13,7 +13,7 @@ from time import perf_counter
 
 from benchmarks.machine import SERVER_CORES, on_cores
 from benchmarks.memory import resident_bytes
-from benchmarks.page_maker import FOOTPRINT_BYTES, PAGE_BYTES, path_of
+from benchmarks.page_maker import FOOTPRINT_BYTES, PAGE_BYTES, PAGE_STORE, path_of
 from benchmarks.rounds import interleave, tree_cpu_s
 from benchmarks.scene import MIB, Scene
 from benchmarks.table_row import Row, Target
@@ -75,6 +75,7 @@ def _worker(scene: Scene, home: Path, count: int):
         mounts={"near": {"url": scene.nginx.url, "freshness": "immutable"}},
         directory=home,
         capacity_bytes=capacity,
+        page_store=PAGE_STORE,
     )
     with on_cores(SERVER_CORES), cluster:
         yield cluster.workers[0]
