@@ -32,6 +32,7 @@ MAX_SEED = (1 << 63) - 1  # what a tensor that workers share can hold
 ROUNDS = 24
 _MIX = 0xD6E8FEB86659FD93  # multiplier of Evensen's "rrmxmx" family of 64-bit mixers; odd, half its bits set
 _MASK = (1 << 64) - 1
+_EXCHANGED = 4096  # rows of a pool at a time; 1024 and 16384 are no faster
 _VECTOR_FROM = 16  # fewer positions than this are quicker without numpy; measured
 
 
@@ -216,6 +217,10 @@ def order_of_2(rows: int, *, seed: int = 0, epoch: int = 0, buffer_size: int = 4
     generator = random.Random(seed + epoch)
     pool = list(range(min(rows, buffer_size)))
     unread = len(pool)
+    if _has_numpy() and rows - unread >= _VECTOR_FROM:
+        for some in _exchanges(generator, pool, rows):
+            yield from some
+        unread = rows
     while pool:
         index = int(generator.random() * len(pool))
         row = pool[index]
@@ -226,6 +231,35 @@ def order_of_2(rows: int, *, seed: int = 0, epoch: int = 0, buffer_size: int = 4
             pool[index] = pool[-1]
             pool.pop()
         yield row
+
+
+def _exchanges(generator: random.Random, pool: list[int], rows: int) -> Iterator[list[int]]:
+    """What leaves the pool of `order_of_2` while rows come in, thousands at a time: in half the time.
+
+    numpy's RandomState is the same Mersenne Twister and makes the same floats of it, in one call. At the
+    end `generator` and `pool` are where they would be.
+    """
+    import numpy as np
+
+    twister = np.random.RandomState()
+    version, state, gauss = generator.getstate()
+    twister.set_state(("MT19937", state[:-1], state[-1], 0, 0.0))
+    held = np.array(pool)
+    narrow = np.uint16 if len(pool) <= 1 << 16 else np.int64  # which numpy sorts by radix
+    for first in range(len(pool), rows, _EXCHANGED):
+        new = np.arange(first, min(first + _EXCHANGED, rows))
+        places = (twister.random_sample(len(new)) * len(held)).astype(narrow)
+        out = held[places]
+        # A place that is drawn again holds the row that came in when it was drawn last.
+        by_place = np.argsort(places, kind="stable")
+        again = np.flatnonzero(places[by_place[1:]] == places[by_place[:-1]])
+        out[by_place[again + 1]] = new[by_place[again]]
+        held[places] = new  # of several for one place the last one stays
+        yield out.tolist()
+    after: Any = twister.get_state()
+    _, words, at, *_ = after
+    generator.setstate((version, (*words.tolist(), at), gauss))
+    pool[:] = held.tolist()
 
 
 def order_of_1(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import services
 
 from kara_cache import KaraStorage
 from kara_cache.errors import KaraError
+from kara_cache.sampling import order_of_2
 from kara_cache.serialization import NoSerializer
 from kara_worker.testing.cluster import LocalCluster
 from kara_worker.testing.etcd_server import EtcdServer
@@ -42,14 +43,19 @@ ROWS = rows_of(1)
 class Site:
     server: OssServer
     cluster: LocalCluster
+    opened: list[KaraStorage] = field(default_factory=list)  # closed at the end, not when they are forgotten
 
     def storage(self, **cache: Any) -> KaraStorage:
         """A client of the cluster; local_reads=False is one on another host."""
         options = {**self.cluster.client_options, **cache}
-        return KaraStorage(f"kara::oss://{self.server.host}/bench", kara=options)
+        return self._kept(KaraStorage(f"kara::oss://{self.server.host}/bench", kara=options))
 
     def straight(self) -> KaraStorage:
-        return KaraStorage(f"oss://{self.server.host}/bench", **KEYS)
+        return self._kept(KaraStorage(f"oss://{self.server.host}/bench", **KEYS))
+
+    def _kept(self, storage: KaraStorage) -> KaraStorage:
+        self.opened.append(storage)
+        return storage
 
     def write(self, key: str, rows: list[bytes]) -> None:
         """Straight into the store, in several segments."""
@@ -73,6 +79,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             made = Site(server, cluster)
             made.write("rows", ROWS)
             yield made
+            for storage in made.opened:
+                storage.close()
 
 
 class Rows:
@@ -112,6 +120,23 @@ def test_a_second_shuffled_epoch_asks_the_store_for_nothing(site: Site, local_re
     assert site.server.requests.all() == []
     assert sorted(first) == sorted(second) == sorted(ROWS)
     assert first != second
+    dataset.close()
+
+
+@pytest.mark.parametrize("through", ["cache", "store"])
+def test_the_published_shuffle_reads_a_store_in_sequence(site: Site, through: str) -> None:
+    from kara_cache import make_torch_dataset
+
+    storage = site.storage() if through == "cache" else site.straight()
+    dataset = storage.open_dataset("ns", "rows", serialization=RAW)
+    site.server.requests.clear()
+    got = list(make_torch_dataset(dataset, shuffle=True, seed=2, buffer_size=500))
+    assert got == [ROWS[at] for at in order_of_2(COUNT, seed=2, buffer_size=500)]
+    assert list(make_torch_dataset(dataset, begin=5)) == ROWS[5:]
+    assert len(site.server.requests.data_gets()) < 100
+    assert list(make_torch_dataset(dataset, shuffle=True, buffer_size=10**6)) == [
+        ROWS[at] for at in order_of_2(COUNT, buffer_size=10**6)
+    ]
     dataset.close()
 
 

@@ -67,7 +67,7 @@ def test_2_flush_keeps_small_tails(storage: KaraStorage) -> None:
 def test_3_no_index_entry_is_written_before_its_data(storage: KaraStorage, tmp_path: Path) -> None:
     killed(storage, flush=False)
     files = tmp_path / "row" / "ns" / "k" / "1"
-    assert (files / "data" / "0.blk").stat().st_size > 2_000_000
+    assert (files / "data" / "0.blk").stat().st_size > 1_000_000  # a second one is under way
     assert not (files / "index" / "0.blk").exists()
     with pytest.raises(ValueError, match="not exists"):
         storage.open("ns", "k")

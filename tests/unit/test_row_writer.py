@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import json
@@ -108,6 +109,59 @@ def test_segments_as_the_published_package_cuts_them(tmp_path: Path) -> None:
     longer.close()
     SegmentFiles(str(tmp_path), 10).append(b"k")
     assert sizes(tmp_path) == [4, 4, 51, 1]
+
+
+@given(
+    batches=st.lists(st.lists(st.integers(0, 1500), max_size=8), max_size=5),
+    limit=st.integers(1, 9000),
+    most=st.integers(1, 3),
+    short=st.integers(0, 2),
+)
+def test_several_pieces_at_once(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]], limit: int, most: int, short: int
+) -> None:
+    """Also where the kernel takes less than it was given."""
+
+    def writev(file: int, pieces: list[bytes]) -> int:
+        return os.write(file, b"".join(pieces)[: sum(map(len, pieces)) - short or None])
+
+    directory = tmp_path_factory.mktemp("pieces")
+    segments = SegmentFiles(str(directory), limit)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("kara_cache.storage.rows.segment_files._GATHERED", most)
+        patched.setattr(os, "writev", writev)
+        for lengths in batches:
+            segments.append_all([bytes([length % 251]) * length for length in lengths])
+    segments.close()
+    whole = b"".join(bytes([length % 251]) * length for lengths in batches for length in lengths)
+    found = sizes(directory)
+    assert b"".join((directory / f"{i}.blk").read_bytes() for i in range(len(found))) == whole
+    assert segments.size == len(whole)
+    assert all(size <= limit for size in found)
+    assert all(size == limit for size in found[:-1])
+
+
+def test_an_error_of_the_thread_is_raised_by_the_next_call(
+    storage: KaraStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And rows of calls that had returned before it are not promised, until `flush` returns."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with storage.open("ns", "k", "w", "1", **RAW) as dataset:
+        dataset.write(b"first")
+        dataset.flush()
+    dataset = storage.open("ns", "k", "w", "1", **RAW)
+    monkeypatch.setattr(os, "writev", full)
+    dataset.write(bytes(2 << 20))  # goes to the thread
+    with pytest.raises(OSError, match="no space"):
+        dataset.flush()
+    with pytest.raises(RuntimeError, match="writing failed"):
+        dataset.write(b"more")
+    dataset.close()
+    monkeypatch.undo()
+    assert read(storage) == [b"first"]
 
 
 def sizes(directory: Path) -> list[int]:

@@ -235,6 +235,12 @@ def test_order_of_2_is_the_published_one(rows: int, seed: int, epoch: int, buffe
     assert sorted(order) == list(range(rows))
 
 
+@pytest.mark.parametrize(("rows", "buffer_size"), [(70_000, 65_537), (9000, 8), (4097 + 15, 4096)])
+def test_order_of_2_in_large_steps(rows: int, buffer_size: int) -> None:
+    order = list(order_of_2(rows, seed=3, buffer_size=buffer_size))
+    assert order == pool_of_rows(rows, 3, 0, buffer_size)
+
+
 def buffer_of_rows(rows: int, seed: int, epoch: int, buffer_size: int, shuffle_ratio: float) -> list[int]:
     """The documented algorithm of 1.x on rows that come one by one."""
     generator, source = random.Random(seed + epoch), iter(range(rows))

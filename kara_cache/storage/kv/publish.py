@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 
+from kara_cache.serialization import NoSerializer
 from kara_cache.storage.kara_storage import KaraStorage
 from kara_cache.storage.kv.row_table import RowTable
 from kara_cache.storage.kv.transaction import TransactionConflict
@@ -77,9 +78,11 @@ class _Publication:
         self._max_file_bytes = max_file_bytes
 
     def write(self, items: Iterable[tuple[str, bytes]]) -> int:
+        append = self._writer.appender(NoSerializer())
+
         def keys() -> Iterator[str]:
             for key, content in items:
-                self._writer.write(content)
+                append(content)
                 yield key
 
         path = "/".join((self._version.directory, *PLACE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from kara_cache.storage.rows.mapped_bytes import MappedBytes
@@ -36,8 +37,8 @@ class FileSink:
     def nbytes(self) -> int:
         return self._data.size
 
-    def append(self, rows: bytes) -> None:
-        self._data.append(rows)
+    def append(self, rows: Sequence[bytes]) -> None:
+        self._data.append_all(rows)
 
     def commit(self, ends: bytes, sums: bytes) -> None:
         self._data.begin()

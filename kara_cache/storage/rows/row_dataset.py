@@ -7,7 +7,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from kara_cache.serialization import JSONSerializer, Serializer
 from kara_cache.storage.location import Location
@@ -65,6 +65,7 @@ class RowDataset:
             from kara_cache.storage.rows.row_writer import open_writer
 
             self._writer = open_writer(version, options.max_file_size)
+            self.write = self._writer.appender(serializer)  # type: ignore[assignment, method-assign]
 
     @classmethod
     def open(
@@ -135,9 +136,7 @@ class RowDataset:
 
     def __iter__(self) -> Iterator[Any]:
         """All rows from the first one, wherever `read` is; fetched `buffer_size` bytes at a time."""
-        reader, lazily = self._reader(), self._objects.lazily
-        batches = reader.batches(self._start, self._stop, self.options.buffer_size)
-        return chain.from_iterable(lazily(range(*batch), reader.rows(*batch)) for batch in batches)
+        return chain.from_iterable(self.fetch_range(0, len(self)))
 
     def read_batch(self, indices: Any) -> list[Any]:
         """The rows with these numbers, in this order, in one go.
@@ -156,6 +155,16 @@ class RowDataset:
         """The same rows, read now and made into objects as they are iterated over, by whoever does that."""
         numbers = self._numbers(indices)
         return FetchedRows(self._objects, numbers, self._reader().gather(numbers))
+
+    def fetch_range(self, start: int, stop: int) -> Iterator[FetchedRows]:
+        """Rows [start, stop), which must be in [0, len], in their order, `buffer_size` bytes at a time."""
+        reader, objects, first = self._reader(), self._objects, self._start
+        for batch in reader.batches(first + start, first + stop, self.options.buffer_size):
+            yield FetchedRows(objects, range(*batch), reader.rows(*batch))
+
+    def range_bytes(self, start: int, stop: int) -> int:
+        """Bytes of rows [start, stop) together, which must be in [0, len]; reads none of them."""
+        return self._reader().size_of(self._start + start, self._start + stop)
 
     def read_raw_batch(self, indices: Any) -> Sequence[bytes | memoryview]:
         """The same, without making objects of them; read-only views where rows come from a store."""
@@ -187,6 +196,11 @@ class RowDataset:
     def serialization(self) -> Serializer:
         """How rows become objects."""
         return self._objects.serializer
+
+    @property
+    def mapped(self) -> bool:
+        """Whether rows lie on this machine, so that reading ahead in a thread gains nothing."""
+        return self._reader().mapped
 
     @property
     def keys(self) -> RowKeys | None:
@@ -257,10 +271,8 @@ class RowDataset:
 
         Raises RuntimeError with mode "r" or when closed, TypeError for what the serializer refuses.
         """
-        if self._writer is None:
-            self._refuse_write()
-        self._writer.write(self._objects.serializer.serialize(obj))
-        return True
+        # Where rows can be written, the object has a `write` of its own.
+        raise RuntimeError("Dataset is closed" if self._closed else "Dataset is not writable: mode 'r'")
 
     def flush(self) -> None:
         """All rows are durable when it returns, and the version is the latest. With mode "r" does nothing."""
@@ -352,9 +364,6 @@ class RowDataset:
 
     def _range(self, numbers: range) -> list[Any]:
         return self._objects.all(numbers, self._reader().rows(numbers.start, numbers.stop))
-
-    def _refuse_write(self) -> NoReturn:
-        raise RuntimeError("Dataset is closed" if self._closed else "Dataset is not writable: mode 'r'")
 
     def __del__(self) -> None:
         writer = getattr(self, "_writer", None)  # the constructor may have failed

@@ -19,13 +19,25 @@ class FetchedRows:
         self._objects = objects
         self._numbers = numbers
         self._rows = rows
-        self.nbytes = sum(map(len, rows))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(map(len, self._rows))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._objects.lazily(self._numbers, self._rows))
+
+    def own_rows(self) -> list[bytes]:
+        """Rows that keep no other memory alive than their own, for who keeps some of them."""
+        rows = self._rows
+        return [row if isinstance(row, bytes) else bytes(row) for row in rows]
+
+    def replaced(self, numbers: Sequence[int], rows: Sequence[Row]) -> FetchedRows:
+        """Others of the same data set, which were fetched before."""
+        return FetchedRows(self._objects, numbers, rows)
 
 
 class RowObjects:

@@ -58,6 +58,10 @@ class RowReader:
         """Of all rows."""
         return self._ends[self.count - 1] if self.count else 0
 
+    @property
+    def mapped(self) -> bool:
+        return isinstance(self._data, MappedBytes)
+
     def _fast_row(self) -> Callable[[int], Row]:
         """For the usual case, a function that has all it needs in local variables: half the time."""
         slow, ends, sums, read = self._slow_row, self._ends, self._sums, self._data.read
@@ -166,6 +170,12 @@ class RowReader:
             last = max(last, start + 1)
             yield start, last
             start = last
+
+    def size_of(self, start: int, stop: int) -> int:
+        """Bytes of rows [start, stop), by the index."""
+        if start >= stop:
+            return 0
+        return int(self._ends[stop - 1] - (self._ends[start - 1] if start else 0))
 
     def damage(self, start: int, stop: int) -> Iterator[tuple[int, str]]:
         """The damaged ones of rows [start, stop), and what is wrong with each."""

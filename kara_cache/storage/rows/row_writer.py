@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from kara_cache.process_events import watch
+from kara_cache.serialization import NoSerializer, Serializer
 from kara_cache.storage.rows.row_sums import sums_of
 from kara_cache.storage.rows.row_version import RowVersion
+from kara_cache.storage.rows.step_behind import StepBehind
 
 _SPILL_BYTES = 1 << 20  # of rows handed to the sink at a time, while they are in the processor's cache
 
@@ -32,8 +35,8 @@ class RowSink(Protocol):
         """Bytes of data, also of rows that are not committed yet."""
         ...
 
-    def append(self, rows: bytes) -> None:
-        """Adds bytes to the data; nobody sees them as rows yet."""
+    def append(self, rows: Sequence[bytes]) -> None:
+        """Adds rows to the data; nobody sees them yet. In another thread than the rest, never beside it."""
         ...
 
     def commit(self, ends: bytes, sums: bytes) -> None:
@@ -65,6 +68,8 @@ class RowWriter:
         self._lock = threading.Lock()  # guards all below
         self._rows: list[bytes] = []
         self._rows_bytes = 0
+        self._behind = StepBehind()  # what the sink is given while more rows are collected
+        self._nbytes = sink.nbytes  # of rows that the sink has or is given
         self._ends = array("Q")  # of rows in the sink that are not committed
         self._sums = array("Q")
         self._committed = sink.nbytes
@@ -76,14 +81,25 @@ class RowWriter:
         self._pid = os.getpid()
         watch(self)
 
-    def write(self, row: bytes) -> None:
-        with self._lock:
-            if self._ended:
-                self._refuse()
-            self._rows.append(row)
-            self._rows_bytes += len(row)
-            if self._rows_bytes >= _SPILL_BYTES:
-                self._run(self._spill)
+    def appender(self, serializer: Serializer) -> Callable[[Any], bool]:
+        """A function that appends an object as a row: one call for each, because there are millions.
+
+        It raises what `serializer` raises, and RuntimeError when nothing more can be written.
+        """
+        serialize, is_raw = serializer.serialize, type(serializer) is NoSerializer
+
+        def write(obj: Any) -> bool:
+            row = obj if is_raw and obj.__class__ is bytes else serialize(obj)
+            with self._lock:
+                if self._ended:
+                    self._refuse()
+                self._rows.append(row)
+                self._rows_bytes += len(row)
+                if self._rows_bytes >= _SPILL_BYTES:
+                    self._run(self._spill)
+            return True
+
+        return write
 
     def flush(self) -> bool:
         """When it returns, all rows are durable and published. Whether there are more than last time."""
@@ -105,11 +121,13 @@ class RowWriter:
                         self._version.publish()
             finally:
                 self._closed = self._ended = True
+                self._behind.close()
                 self._sink.close()
 
     def after_fork(self) -> None:
         self._lock = threading.Lock()
         self._forked_from, self._ended, self._rows = self._pid, True, []
+        self._behind.after_fork()
         self._sink.after_fork()
 
     def at_exit(self) -> None:
@@ -135,24 +153,30 @@ class RowWriter:
         ) from self._broken
 
     def _spill(self) -> None:
+        self._behind.start(partial(self._sink.append, self._collected()))
+        if self._nbytes - self._committed >= self._commit_bytes:
+            self._commit()
+
+    def _collected(self) -> list[bytes]:
+        """The rows that were collected; from now on they count as the sink's."""
         rows, self._rows, self._rows_bytes = self._rows, [], 0
-        before = self._sink.nbytes
-        self._sink.append(b"".join(rows))
-        ends = accumulate(map(len, rows), initial=before)
+        ends = accumulate(map(len, rows), initial=self._nbytes)
         next(ends)
         self._ends.extend(ends)
         self._sums.extend(sums_of(rows))
-        if self._sink.nbytes - self._committed >= self._commit_bytes:
-            self._commit()
+        self._nbytes = self._ends[-1]
+        return rows
 
     def _commit(self) -> None:
-        if self._rows:
-            self._spill()
+        rows = self._collected() if self._rows else None
+        self._behind.wait()
+        if rows:
+            self._sink.append(rows)
         if not self._ends:
             return
         self._sink.commit(self._ends.tobytes(), self._sums.tobytes())
         self._ends, self._sums = array("Q"), array("Q")
-        self._committed = self._sink.nbytes
+        self._committed = self._nbytes
         if not self._published:
             self._version.publish()
             self._published = True

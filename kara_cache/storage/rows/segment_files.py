@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 
 from kara_cache.errors import FormatError
 from kara_cache.storage.rows.segments import SUFFIX
+
+_GATHERED = 1024  # pieces in one writev(2), IOV_MAX of Linux
+_GATHERED_BYTES = 512  # on average; smaller ones cost the kernel more than the copy
 
 
 class SegmentFiles:
@@ -40,6 +44,23 @@ class SegmentFiles:
                 done += written
                 if self._sizes[-1] == self._max_bytes:
                     self._begin()
+
+    def append_all(self, pieces: Sequence[bytes]) -> None:
+        """The same for several; those of some size go to the kernel without a copy that joins them."""
+        size = sum(map(len, pieces))
+        room = self._max_bytes - self._sizes[-1] if self._sizes else 0
+        if size >= room or size < len(pieces) * _GATHERED_BYTES:
+            self.append(b"".join(pieces))
+            return
+        file = self._file(len(self._sizes) - 1)
+        for first in range(0, len(pieces), _GATHERED):
+            part = pieces[first : first + _GATHERED]
+            written = os.writev(file, part)
+            self._sizes[-1] += written
+            self.size += written
+            if written < sum(map(len, part)):
+                self.append(b"".join(part)[written:])
+                file = self._file(len(self._sizes) - 1)
 
     def begin(self) -> None:
         """At least one segment is there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from kara_cache.storage.location import read_whole
@@ -42,12 +43,13 @@ class StoreSink:
         self.count = tails.rows
         self._cut(tails)
 
-    def append(self, rows: bytes) -> None:
-        if rows:
+    def append(self, rows: Sequence[bytes]) -> None:
+        joined = b"".join(rows)
+        if joined:
             if self._writer is None:
                 self._writer = self._data.open_next()
-            self._writer.write(rows)
-            self.nbytes += len(rows)
+            self._writer.write(joined)
+            self.nbytes += len(joined)
 
     def commit(self, ends: bytes, sums: bytes) -> None:
         writer, self._writer = self._writer, None
