@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
+from glob import has_magic
 from typing import Any, ClassVar
 
 import fsspec
 from fsspec.registry import known_implementations
 from fsspec.spec import AbstractFileSystem
-from fsspec.utils import stringify_path, tokenize
+from fsspec.utils import glob_translate, stringify_path, tokenize
 
 from kara_cache.attachment import Attachment
 from kara_cache.cache_client import CacheClient
@@ -26,6 +28,9 @@ if CHAINS:
     from fsspec.implementations.chained import ChainedFileSystem
 else:
     ChainedFileSystem = AbstractFileSystem
+
+
+Keep = Callable[[str], bool]
 
 
 class KaraTree(ChainedFileSystem):
@@ -164,11 +169,19 @@ class KaraTree(ChainedFileSystem):
         name = self._strip(path)
         entries = None if refresh else self.dircache.get(name)
         if entries is None:
-            base = self.kara_path(name)
-            entries = [self.entry(file, rebase(file.path, base, name)) for file in self.client.list(base)]
+            if not self.dircache.use_listings_cache:
+                found = self._listed(name)
+                return [self.entry(file, below) if detail else below for below, file in found]
+            entries = [self.entry(file, below) for below, file in self._listed(name)]
             if [entry["name"] for entry in entries] != [name]:
                 self.dircache[name] = entries
         return [dict(entry) for entry in entries] if detail else [entry["name"] for entry in entries]
+
+    def _listed(self, name: str, *, recursive: bool = False) -> Iterator[tuple[str, FileInfo]]:
+        """What is in a directory, or all files below it, with their names, as the workers send it."""
+        base = self._kara_path(name)
+        for file in self.client.list(base, recursive=recursive):
+            yield rebase(file.path, base, name), file
 
     def find(
         self,
@@ -179,35 +192,61 @@ class KaraTree(ChainedFileSystem):
         *,
         empty_dirs: bool = True,
         refresh: bool = False,
+        keep: Keep | None = None,
     ) -> Any:
         """Every file below, by one streamed listing where nothing more is asked for.
 
-        With `withdirs` and `empty_dirs=False` directories are those that files are in.
+        With `withdirs` and `empty_dirs=False` directories are those that files are in. `keep` says of each
+        name, with a slash behind a directory's, whether it is worth remembering.
         """
-        if maxdepth is not None or self.dircache.use_listings_cache or (withdirs and empty_dirs):
+        one_level = maxdepth == 1
+        if self.dircache.use_listings_cache or not (
+            one_level or (maxdepth is None and not (withdirs and empty_dirs))
+        ):
             return super().find(path, maxdepth, withdirs, detail, refresh=refresh)
         name = self._strip(path)
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {}  # a million names are enough: what nobody asked for is not made
+        seen = set[str]()  # directories
         with contextlib.suppress(FileNotFoundError):  # nothing there is nothing found, as in fsspec
-            base = self.kara_path(name)
-            for file in self.client.list(base, recursive=True):
-                named = rebase(file.path, base, name)
-                found[named] = self.entry(file, named) if detail else None  # a million names are enough
-        if withdirs:
-            for directory in {above for file in found for above in self._above(file, name)}:
+            for below, file in self._listed(name, recursive=not one_level):
+                if withdirs:
+                    seen.update(self._new_above(below, name, seen))
+                if file.is_dir:
+                    seen.add(below)
+                elif keep is None or keep(below):
+                    found[below] = self.entry(file, below) if detail else None
+            if one_level and name not in found:
+                seen.add(name)  # also of an empty directory, as in fsspec
+        for directory in seen - {""} if withdirs else ():
+            if keep is None or keep(directory + "/"):
                 found[directory] = {"name": directory, "size": 0, "type": "directory"}
-            found.pop("", None)
-        names = sorted(found)
-        return {each: found[each] for each in names} if detail else names
+        if not _ascend(found):
+            found = dict(sorted(found.items()))
+        return found if detail else list(found)
 
     def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
         """As in fsspec, except that `**` matches no directory without files in it.
 
-        That makes it one listing of everything below instead of one for each directory.
+        That makes it one listing of everything below instead of one for each directory. Of a large
+        directory only what matches is remembered.
         """
-        if "**" in path and maxdepth is None:
-            kwargs["empty_dirs"] = False
+        if has_magic(stringify_path(path)):
+            if "**" in path and maxdepth is None:
+                kwargs["empty_dirs"] = False
+            kwargs["keep"] = self._matching(stringify_path(path))
         return super().glob(path, maxdepth, **kwargs)
+
+    def _matching(self, path: str) -> Keep:
+        """Whether fsspec's `glob` may want a name; it has the last word."""
+        matches = re.compile(glob_translate(self._strip(path))).match
+        return lambda name: bool(matches(name) or (name.endswith("/") and matches(name[:-1])))
+
+    def _new_above(self, name: str, top: str, seen: set[str]) -> Iterator[str]:
+        """Directories that `name` is in and that are not in `seen`; those above one that is, are in it."""
+        for above in self._above(name, top):
+            if above in seen:
+                return
+            yield above
 
     def walk(
         self,
@@ -324,6 +363,15 @@ class KaraTree(ChainedFileSystem):
             return bool(self.info(path)["type"] == kind)
         except (FileNotFoundError, NotADirectoryError):
             return False
+
+
+def _ascend(names: Iterable[str]) -> bool:
+    last = ""
+    for name in names:
+        if name < last:
+            return False
+        last = name
+    return True
 
 
 def _is_of_a_store(key: str, value: object) -> bool:

@@ -54,13 +54,17 @@ class Listing:
         owners = cluster.owners(table, path)
         for worker, _ in cluster.candidates(table, owners):
             detours.asked.add(worker.id)
-            yield worker.id, worker.list(path, recursive=recursive, timeout_s=self._timeout_s), worker
+            yield worker.id, self._of_worker(worker, path, recursive), worker
         own = self._failover.store_of(path)
         if own is not None:
             store, below = own
             yield store.url, _in_store(store, below, path, recursive), None
         for worker, _ in cluster.last_resort(table, owners, detours.asked):
-            yield worker.id, worker.list(path, recursive=recursive, timeout_s=self._timeout_s), worker
+            yield worker.id, self._of_worker(worker, path, recursive), worker
+
+    def _of_worker(self, worker: WorkerClient, path: str, recursive: bool) -> Iterator[FileInfo]:
+        age_s = self._changes.age_s(path)
+        return worker.list(path, recursive=recursive, timeout_s=self._timeout_s, age_s=age_s)
 
 
 class _PlaceLost(CacheError):

@@ -137,12 +137,18 @@ class WorkerClient:
     def info(self, path: str, deadline: float) -> FileInfo:
         return _as_info(self.call("GET", "/info", deadline, ("path", path)), self.link.where)
 
-    def list(self, path: str, *, recursive: bool, timeout_s: float) -> Iterator[FileInfo]:
+    def list(
+        self, path: str, *, recursive: bool, timeout_s: float, age_s: float | None = None
+    ) -> Iterator[FileInfo]:
         """Entries as they arrive, over a connection of its own, because the consumer may be slow.
 
-        `timeout_s` bounds each wait, not the whole.
+        `timeout_s` bounds each wait, not the whole. The listing may be `age_s` old.
         """
-        query = (("path", path), ("recursive", 1)) if recursive else (("path", path),)
+        query: builtins.list[tuple[str, str | int]] = [("path", path)]
+        if recursive:
+            query.append(("recursive", 1))
+        if age_s is not None:
+            query.append(("age", f"{age_s:.6f}"))
         connection = self.link.dial(timeout_s)
         connection.stall_s = self.link.patience_s
         try:

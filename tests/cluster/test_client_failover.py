@@ -650,3 +650,21 @@ def test_buffers_of_any_kind_are_filled(trio: Trio, connect: Connect) -> None:
     assert client.read_into(client.info(PATH), 0, memoryview(numbers)) == 800
     assert numbers.tobytes() == CONTENT[:800]
     assert PageCorrupt("x").reason == "corrupt"
+
+
+def test_the_first_entries_of_a_listing_do_not_wait_for_the_last(trio: Trio, connect: Connect) -> None:
+    first_taken = threading.Event()
+
+    def behave(answer: Answer) -> None:
+        lines = [b'{"path": "/m/%d", "size": 1, "version": "v"}\n' % number for number in range(2)]
+        answer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        answer.send(b"%x\r\n%b\r\n" % (len(lines[0]), lines[0]))
+        assert first_taken.wait(script.WAIT_S)
+        answer.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(lines[1]), lines[1]))
+
+    for worker in trio.workers.values():
+        worker.always("GET", "/list", behave)
+    entries = connect().list("/m")
+    assert next(entries).path == "/m/0"
+    first_taken.set()
+    assert [entry.path for entry in entries] == ["/m/1"]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from kara_cache.filesystem import KaraFileSystem
@@ -51,13 +52,14 @@ class Place:
                 assert time.monotonic() < deadline, f"{path} is not on SSD after {WAIT_S} s"
                 time.sleep(0.01)
 
-    def store_looks(self) -> int:
+    def store_looks(self, verb: str = "info") -> int:
+        """Requests of the workers to the store."""
         return int(
             sum(
                 value
                 for worker in self.cluster.workers
                 for sample, value in worker.metrics().items()
-                if sample.startswith("kara_worker_store_requests_total") and 'verb="info"' in sample
+                if sample.startswith("kara_worker_store_requests_total") and f'verb="{verb}"' in sample
             )
         )
 
@@ -259,3 +261,50 @@ def test_own_writes_are_seen_at_once(place: Place, mount: str) -> None:
     assert not fs.exists(f"{mount}/own-{mount}/3")
     assert len(fs.ls(f"{mount}/own-{mount}", detail=False)) == 11
     assert len(fs.find(f"{mount}/own-{mount}")) == 11
+
+
+@pytest.mark.parametrize(("mount", "asked"), [("data", 3), ("minute", 1), ("fixed", 1)])
+def test_listings_are_kept_as_long_as_the_mount_trusts_them(place: Place, mount: str, asked: int) -> None:
+    for number in range(20):
+        write(place, f"kept-{mount}/{number:02}", b"x")
+    fs = place.filesystem(timeout_s=28.0)
+    before = place.store_looks("list")
+    for _ in range(3):
+        assert len(fs.ls(f"{mount}/kept-{mount}", detail=False)) == 20
+    assert place.store_looks("list") - before == asked
+    write(place, f"kept-{mount}/new", b"by somebody else")
+    assert len(fs.ls(f"{mount}/kept-{mount}")) == (21 if mount == "data" else 20)
+    fs.pipe_file(f"{mount}/kept-{mount}/own", b"mine")
+    assert len(fs.ls(f"{mount}/kept-{mount}")) == 22, "what is asked after an own write is asked of the store"
+    assert len(fs.find(f"{mount}/kept-{mount}")) == 22
+    fs.close()
+
+
+GLOBS = [
+    "*", "*.txt", "a*", "a?c/*", "a/*", "a/[xy]*", "**", "a/**", "**/*.txt", "**/x*", "a/**/deep", "*/",
+    "a/*/", "**/", "b/none*", "none/*", "a/b/*", "a.txt", "*/*.txt", "a-b/*",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", GLOBS)
+def test_globs_find_what_fsspec_finds(place: Place, pattern: str) -> None:
+    for name in ("a.txt", "a/x.txt", "a/y", "a/b/x1", "a/b/deep/z.txt", "a-b/c.txt", "abc/x", "b/x.txt"):
+        write(place, f"globs/{name}", b"x")
+    fs, top = place.filesystem(), str(place.directory / "globs")
+    local = fsspec.filesystem("file").glob(f"{top}/{pattern}", detail=True)
+    ours = fs.glob(f"data/globs/{pattern}", detail=True)
+    assert [name[len("data/globs") :] for name in ours] == [name[len(top) :] for name in local]
+    assert [entry["type"] for entry in ours.values()] == [entry["type"] for entry in local.values()]
+    assert fs.glob(f"kara://data/globs/{pattern}") == [*ours]
+
+
+@pytest.mark.parametrize("pattern", ["*7", "**/*7"])
+def test_a_glob_of_a_large_directory_remembers_only_what_matches(
+    place: Place, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(500):
+        write(place, f"large/{number:03}", b"")
+    fs, made = place.filesystem(), []
+    entry = fs.entry
+    monkeypatch.setattr(fs, "entry", lambda file, name: made.append(name) or entry(file, name))
+    assert len(fs.glob(f"data/large/{pattern}")) == len(made) == 50

@@ -1,8 +1,9 @@
-"""`GET /info` and `POST /files`: who asks for what, and whether it may."""
+"""`GET /info`, `POST /files` and `GET /list`: who asks for what, and whether it may."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 
 from kara_cache.errors import AccessDenied
 from kara_cache.file_answer import MAX_BODY_BYTES, decode_paths
@@ -32,7 +33,11 @@ class FileEndpoints:
         self._queries: dict[bytes, tuple[str, int, int, int]] = {}
 
     def routes(self) -> dict[tuple[str, str], tuple[str, Callable[[Request], Awaitable[None]]]]:
-        return {("GET", "/info"): ("info", self._info), ("POST", "/files"): ("files", self._files)}
+        return {
+            ("GET", "/info"): ("info", self._info),
+            ("POST", "/files"): ("files", self._files),
+            ("GET", "/list"): ("list", self._list),
+        }
 
     def try_answer(self, connection: Connection, head: bytes) -> bool:
         """Answers a query that was asked before from what is known and in memory; else nothing was sent."""
@@ -64,6 +69,19 @@ class FileEndpoints:
         claims = self._access.identify(request)
         checked = [_readable(path, claims) for path in paths]
         await self._answers.respond_all(request, checked, number(request, "at_most", 0), max_age_s(request))
+
+    async def _list(self, request: Request) -> None:
+        path = text(request, "path")
+        self._access.check(request, "read", path)
+        recursive = request.query.get("recursive") == "1"
+        pages = self._facts.listings.pages(path, recursive=recursive, max_age_s=max_age_s(request))
+        async with aclosing(pages):
+            page = await anext(pages, b"")  # a missing directory raises before the head is out
+            await request.start(length=None, headers=["Content-Type: application/x-ndjson"])
+            while page:
+                await request.write_chunk(page)
+                page = await anext(pages, b"")
+        await request.finish()
 
 
 def _readable(path: str, claims: Claims | None) -> str | Exception:

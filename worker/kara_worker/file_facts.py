@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from kara_cache.ufs.base import FileInfo
+from kara_worker.listings import Listings
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.single_flight import SingleFlight
 
@@ -30,6 +31,7 @@ class FileFacts:
         self._clock = clock
         self._known: OrderedDict[str, tuple[float, FileInfo]] = OrderedDict()
         self._flights: SingleFlight[str, FileInfo] = SingleFlight()
+        self.listings = Listings(stores, executor, clock=clock)
 
     async def info(self, path: str, max_age_s: float = math.inf) -> FileInfo:
         """What was learnt more than `max_age_s` ago does not do for this caller, who has written since."""
@@ -37,6 +39,9 @@ class FileFacts:
             return self._stores.info(path)
         mount, _ = self._stores.locate(path)
         known = self._known.get(path)
+        if known is None and mount.freshness.trusts(0) and (listed := self.listings.find(path)) is not None:
+            known = listed
+            self._keep(path, *known)
         if known is not None:
             age_s = self._clock() - known[0]
             if mount.freshness.trusts(age_s) and age_s <= max_age_s:
@@ -65,9 +70,11 @@ class FileFacts:
     def forget(self, path: str) -> None:
         """After a write through this worker."""
         self._known.pop(path, None)
+        self.listings.forget(path)
 
     def clear(self) -> None:
         self._known.clear()
+        self.listings.clear()
 
     async def _ask_and_remember(self, path: str) -> FileInfo:
         began = self._clock()

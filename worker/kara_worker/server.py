@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -43,7 +43,6 @@ from kara_worker.upload import upload
 
 V = TypeVar("V")
 _READ = f"GET {PREFIX}/read?".encode()
-_LIST_BATCH = 256
 _JSON_LIMIT = 1 << 20
 
 Handler = Callable[[Request], Awaitable[None]]
@@ -86,7 +85,6 @@ class PageServer:
         self._routes: dict[tuple[str, str], tuple[str, Handler]] = {
             ("GET", "/read"): ("read", self._read),
             ("POST", "/ranges"): ("ranges", self._read_ranges),
-            ("GET", "/list"): ("list", self._list),
             ("PUT", "/file"): ("write", self._write),
             ("DELETE", "/file"): ("delete", self._delete),
             ("POST", "/directory"): ("mkdir", self._make_directory),
@@ -202,18 +200,6 @@ class PageServer:
 
     # -- metadata and writing -----------------------------------------------------------------------
 
-    async def _list(self, request: Request) -> None:
-        path = self._allowed(request, "read")
-        recursive = request.query.get("recursive") == "1"
-        entries = self._stores.list(path, recursive=recursive)
-        batch = await self._in_thread(_take, entries)  # a missing directory raises before the head is out
-        await request.start(length=None, headers=["Content-Type: application/x-ndjson"])
-        while batch:
-            lines = "".join(json.dumps(encode_info(info)) + "\n" for info in batch)
-            await request.write_chunk(lines.encode())
-            batch = await self._in_thread(_take, entries)
-        await request.finish()
-
     async def _write(self, request: Request) -> None:
         path = self._allowed(request, "write")
         append = request.query.get("append") == "1"
@@ -311,12 +297,3 @@ def describe_mount(mount: Mount) -> dict[str, Any]:
 def _concerns(claims: Claims, mount: str) -> bool:
     """Whether the scope covers the mount or something in it."""
     return is_below(mount, claims.prefix) or is_below(claims.prefix, mount)
-
-
-def _take(entries: Iterator[FileInfo]) -> list[FileInfo]:
-    batch = []
-    for info in entries:
-        batch.append(info)
-        if len(batch) == _LIST_BATCH:
-            break
-    return batch
