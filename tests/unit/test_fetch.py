@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from kara_cache.errors import CacheError, StaleVersion, UnderStoreError
 from kara_cache.mount import Mount, MountTable
 from kara_cache.ufs.local import LocalStore
+from kara_worker.fetch.local import LocalSource
 from kara_worker.fetch.messages import (
     Done,
     Failed,
@@ -25,7 +27,7 @@ from kara_worker.fetch.messages import (
     offsets,
 )
 from kara_worker.fetch.process import FetchProcess
-from kara_worker.fetch.source import Fetched, LocalSource, PageSums, Seat, Wanted, sums_of
+from kara_worker.fetch.source import Fetched, PageSums, Seat, Wanted, sums_of
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 
@@ -155,7 +157,7 @@ def test_what_cannot_be_told_is_fetched_here(source: FetchProcess, tmp_path: Pat
 
 @given(st.lists(st.tuples(SUM, st.lists(SUM, min_size=1, max_size=5)), max_size=4))
 def test_sums_survive_the_way(pages: list[tuple[int, list[int]]]) -> None:
-    sums = [PageSums(first, tuple(rest)) for first, rest in pages]
+    sums = [PageSums(first, array("Q", rest)) for first, rest in pages]
     answer = decode_answer(encode(done_of(3, 0.5, sums)))
     assert isinstance(answer, Done)
     assert fetched_of(answer) == Fetched(3, 0.5, sums)

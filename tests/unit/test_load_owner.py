@@ -15,7 +15,7 @@ from kara_cache.mount import Mount, MountTable
 from kara_cache.ufs.memory import MemoryStore
 from kara_worker.config import LoadConfig
 from kara_worker.eviction import make_policy
-from kara_worker.fetch.source import LocalSource
+from kara_worker.fetch.local import LocalSource
 from kara_worker.file_facts import FileFacts
 from kara_worker.file_page_store import FilePageStore
 from kara_worker.jobs.batch import Action, Batch, Outcome, Piece, Reason

@@ -54,7 +54,7 @@ class OpenStores:
         return store
 
 
-def serve_seat(sock: socket.socket, memory: int, stores: OpenStores) -> None:
+def serve_seat(sock: socket.socket, memory: int, stores: OpenStores, nice: int) -> None:
     """A thread's life. Losing the socket is the end of the seat, not an error."""
     with sock, suppress(OSError):
         size = os.fstat(memory).st_size
@@ -62,6 +62,9 @@ def serve_seat(sock: socket.socket, memory: int, stores: OpenStores) -> None:
         os.close(memory)
         while packet := sock.recv(MAX_PACKET_BYTES):
             do_order(sock, decode_order(packet), view, stores)
+            if nice:  # on Linux it is the thread's; the first order imports the store's library
+                os.nice(nice)
+                nice = 0
 
 
 def do_order(sock: socket.socket, order: Order, memory: memoryview, stores: OpenStores) -> None:
@@ -90,22 +93,19 @@ def fetch_one(sock: socket.socket, index: int, wanted: Wanted, view: memoryview,
         raise shorter(wanted, count)
 
 
-def run(control: socket.socket) -> None:
+def run(control: socket.socket, nice: int) -> None:
     stores = OpenStores()
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 2)
         if not message:
             return
         seat = socket.socket(fileno=descriptors[0])
-        threading.Thread(target=serve_seat, args=(seat, descriptors[1], stores), daemon=True).start()
+        threading.Thread(target=serve_seat, args=(seat, descriptors[1], stores, nice), daemon=True).start()
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the worker decides
-    control, nice = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
-    with suppress(OSError):
-        os.nice(nice)
-    run(control)
+    run(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
     os._exit(0)  # threads may wait for stores
 
 

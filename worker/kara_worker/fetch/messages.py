@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
+from array import array
 from collections.abc import Sequence
 
 import msgspec
@@ -36,7 +36,7 @@ class Valid(msgspec.Struct, frozen=True, array_like=True, tag=0):
 class Done(msgspec.Struct, frozen=True, array_like=True, tag=1):
     index: int
     seconds: float
-    sums: tuple[bytes, ...]  # for each page: its sum and those of its blocks, u64
+    sums: tuple[bytes, ...]  # for each page: its sum and those of its blocks, array Q
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -88,7 +88,7 @@ def order_of(url: str, options: bytes, page_bytes: int, wanted: Sequence[Wanted]
 
 
 def done_of(index: int, seconds: float, sums: Sequence[PageSums]) -> Done:
-    packed = (struct.pack(f"<{1 + len(s.block_sums)}Q", s.page_sum, *s.block_sums) for s in sums)
+    packed = (array("Q", [s.page_sum]).tobytes() + s.block_sums.tobytes() for s in sums)
     return Done(index, seconds, tuple(packed))
 
 
@@ -104,11 +104,13 @@ def failed_of(index: int, seconds: float, exc: Exception) -> Failed:
 
 def fetched_of(answer: Done | Failed) -> Fetched:
     if isinstance(answer, Done):
-        numbers = (struct.unpack(f"<{len(packed) // 8}Q", packed) for packed in answer.sums)
-        return Fetched(
-            answer.index, answer.seconds, [PageSums(first, tuple(rest)) for first, *rest in numbers]
-        )
+        return Fetched(answer.index, answer.seconds, [_sums(packed) for packed in answer.sums])
     return Fetched(answer.index, answer.seconds, (), _error(answer))
+
+
+def _sums(packed: bytes) -> PageSums:
+    numbers = array("Q", packed)
+    return PageSums(numbers[0], numbers[1:])
 
 
 def _error(answer: Failed) -> Exception:

@@ -22,6 +22,7 @@ import msgspec
 
 from kara_cache.errors import UnderStoreError
 from kara_cache.mount import Mount
+from kara_worker.fetch.local import LocalSource
 from kara_worker.fetch.messages import (
     MAX_PACKET_BYTES,
     Valid,
@@ -31,7 +32,7 @@ from kara_worker.fetch.messages import (
     offsets,
     order_of,
 )
-from kara_worker.fetch.source import Fetched, LocalSource, Progress, Seat, Wanted
+from kara_worker.fetch.source import Fetched, Progress, Seat, Wanted
 from kara_worker.metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)

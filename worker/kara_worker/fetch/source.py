@@ -1,17 +1,15 @@
-"""The port to whoever fetches for load jobs, and the one that does it in this process."""
+"""The port to whoever fetches for load jobs."""
 
 from __future__ import annotations
 
-import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from kara_cache.errors import StaleVersion
 from kara_cache.mount import Mount
 from kara_cache.page import PageHeader, PageId
-from kara_worker.mounted_stores import MountedStores
 
 Progress = Callable[[int, int], None]
 """Called with an index of what is wanted and how many of its bytes are valid, now and then."""
@@ -30,7 +28,7 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class PageSums:
     page_sum: int
-    block_sums: tuple[int, ...]
+    block_sums: array[int]  # as in `PageHeader`
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,53 +84,6 @@ def sums_of(view: memoryview, page_bytes: int) -> list[PageSums]:
         for at in range(0, len(view), page_bytes)
     )
     return [PageSums(header.page_sum, header.block_sums) for header in pages]
-
-
-class LocalSource:
-    """Fetches in the thread that asks."""
-
-    def __init__(self, stores: MountedStores, page_bytes: int, *, seat_bytes: int) -> None:
-        self.seat_bytes = seat_bytes
-        self._stores = stores
-        self._page_bytes = page_bytes
-
-    def borrow(self) -> LocalSeat:
-        return LocalSeat(self._stores, self._page_bytes)
-
-    def rest(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class LocalSeat:
-    def __init__(self, stores: MountedStores, page_bytes: int) -> None:
-        self._stores = stores
-        self._page_bytes = page_bytes
-        self._buffers: list[memoryview] = []
-
-    def buffers(self, lengths: Sequence[int]) -> list[memoryview]:
-        self._buffers = [memoryview(bytearray(length)) for length in lengths]
-        return self._buffers
-
-    def fetch(self, mount: Mount, wanted: Sequence[Wanted], progress: Progress) -> Iterator[Fetched]:
-        for index, one in enumerate(wanted):
-            view, began = self._buffers[index], time.perf_counter()
-            try:
-                count = self._stores.read_into(
-                    mount, one.relative, one.start, view, one.version, partial(progress, index)
-                )
-                if count != one.length:
-                    raise shorter(one, count)
-                sums = sums_of(view, self._page_bytes)
-            except Exception as exc:  # noqa: BLE001 - as for a task's top: it is told to whoever waits
-                yield Fetched(index, time.perf_counter() - began, (), exc)
-            else:
-                yield Fetched(index, time.perf_counter() - began, sums)
-
-    def release(self, *, keep: bool) -> None:
-        self._buffers = []
 
 
 def shorter(wanted: Wanted, count: int) -> StaleVersion:

@@ -12,8 +12,9 @@ from kara_cache.membership.base import WorkerInfo
 from kara_cache.membership.configured import etcd_client
 from kara_worker.access import AccessControl
 from kara_worker.config import LoadConfig, WorkerConfig
+from kara_worker.fetch.local import LocalSource
 from kara_worker.fetch.process import FetchProcess
-from kara_worker.fetch.source import LocalSource, Source
+from kara_worker.fetch.source import Source
 from kara_worker.file_facts import FileFacts
 from kara_worker.jobs.endpoints import JobEndpoints
 from kara_worker.jobs.etcd_journal import EtcdJournal
