@@ -113,7 +113,7 @@ class FileReads:
                     return
             call = Call(
                 file.path,
-                lambda worker, keep: self._ask(worker, part, keep=keep),
+                lambda worker, keep: self._ask_again(worker, part, keep=keep),
                 lambda store, path: self._from_store(store, path, part),
                 part.deadline,
             )
@@ -122,6 +122,10 @@ class FileReads:
             self._metrics.failed_read(monotonic() - part.began)
             raise
 
+    def _ask_again(self, worker: WorkerClient, part: _Part, *, keep: bool) -> None:
+        part.asked = monotonic()
+        self._ask(worker, part, keep=keep)
+
     def _ask(self, worker: WorkerClient, part: _Part, *, keep: bool) -> None:
         file, view = part.file, part.view
         if keep and worker.link.is_local:
@@ -129,10 +133,10 @@ class FileReads:
             if part.held == len(view):
                 self._metrics.local_read(part.held, monotonic() - part.began)
                 return
+            part.asked = monotonic()
         start = part.start + part.held
         if part.held:
             view = view[part.held :]
-        part.asked = monotonic()
         try:
             hit = worker.read_into(file, start, view, keep=keep, deadline=part.deadline, marks=part.marks)
         except PageCorrupt:
@@ -141,6 +145,10 @@ class FileReads:
         seconds = monotonic() - part.began
         self._metrics.worker_read(len(part.view), part.held, seconds, hit=hit)
         if seconds >= self._slow.least_s:
+            marks = part.marks
+            marks.answer_s = marks.complete - part.asked - marks.connect_s
+            marks.verify_s = part.began + seconds - marks.complete
+            marks.worker = stages_told(marks.fields)
             self._note_slow(part, worker.id, seconds)
 
     def _from_store(self, store: UnderStore, path: str, part: _Part) -> None:
@@ -153,17 +161,17 @@ class FileReads:
         seconds = complete - part.began
         self._metrics.store_read(len(part.view), part.held, seconds)
         if seconds >= self._slow.least_s:
-            answer_s = complete - part.asked
-            part.marks = Marks(answer_s=answer_s, worker={"store_body": answer_s})
+            part.marks = Marks()
+            part.marks.answer_s = complete - part.asked
+            part.marks.worker = {"store_body": part.marks.answer_s}
             self._note_slow(part, "store", seconds)
 
     def _note_slow(self, part: _Part, worker: str, seconds: float) -> None:
-        marks = part.marks
-        if marks.worker is None:
-            marks.worker = stages_told(marks.fields)
         detour_s = part.asked - part.began
         length = len(part.view)
-        self._slow.add(part.file.path, part.start, length, worker, marks, total_s=seconds, detour_s=detour_s)
+        self._slow.add(
+            part.file.path, part.start, length, worker, part.marks, total_s=seconds, detour_s=detour_s
+        )
 
     def _read_local(self, worker: WorkerClient, part: _Part) -> None:
         """Takes what pages of this host give; a corrupt one is reported, and its bytes left to a request."""

@@ -30,14 +30,14 @@ MAX_PATH = 1024
 _USUAL = 3.0  # times a mount's mean request: beyond it the store is called slow, not the page cold
 
 
-@dataclass(slots=True)
 class Marks:
-    """What one attempt measured, in seconds."""
+    """What one attempt measured, in seconds. Made for every read, so what is not known yet is the class's."""
 
     connect_s: float = 0.0
-    answer_s: float = 0.0  # from the request to the last byte of the body
+    complete: float = 0.0  # monotonic; when the last byte of the body had come
+    answer_s: float = 0.0  # from the request to then; worked out only if the read was slow, as all below
     verify_s: float = 0.0
-    fields: bytes = b""  # of the answer: the worker's own part is among them, read only if the read was slow
+    fields: bytes = b""  # of the answer: the worker's own part is among them
     worker: Mapping[str, float] | None = None
 
 

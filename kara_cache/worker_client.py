@@ -56,20 +56,17 @@ class WorkerClient:
         With keep=False the worker reads through without storing pages. Returns whether every page
         was on its SSD; `marks` gets what it took.
         """
-        link, began = self.link, monotonic()
+        link = self.link
         prefix = file.reading if keep else file.read_through
         connection = link.send(b"%b%d&length=%d%b" % (prefix, start, len(view), link.tail()), deadline)
         if connection.head.status != 200:
             link.document(connection, file.path)
         try:
-            fields, complete = receive_verified(connection, file.path, start, view)
+            marks.fields, marks.complete = receive_verified(connection, file.path, start, view)
         except BaseException:
             link.discard(connection)
             raise
-        marks.verify_s = monotonic() - complete
         marks.connect_s = connection.connect_s
-        marks.answer_s = complete - began - marks.connect_s
-        marks.fields = fields
         link.release(connection)
         return connection.head.length is not None
 
