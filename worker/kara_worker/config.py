@@ -97,7 +97,7 @@ class FillConfig:
     """Reading from the stores."""
 
     ufs_threads: int = (
-        32  # reads from stores at the same time; a store answers in 10-100 ms, so few are too few
+        32  # reads from one mount's store at a time; a store answers in 10-100 ms, so few are too few
     )
     fill_memory_bytes: int = 512 << 20  # pages on their way from a store; beyond it fills wait
     write_queue_bytes: int = 256 << 20  # pages waiting for the disk; beyond it they are not kept, and counted
@@ -195,6 +195,7 @@ class WorkerConfig:
     tls: ServerTls = field(default_factory=ServerTls)
     alluxio: AlluxioConfig = field(default_factory=AlluxioConfig)
     mounts: MountTable = field(default_factory=MountTable)
+    trace: bool = False  # OpenTelemetry spans of requests that bring a trace context, to OTEL_EXPORTER_OTLP_*
     private: bool = False  # one user's own worker: unix socket only, takes mounts from its user
     workers: int = 1  # processes to start; each has its own directory, ports and place in the table
 

@@ -61,6 +61,22 @@ class FillPart:
 Part = CachedPart | FillPart
 
 
+@dataclass(frozen=True, slots=True)
+class StoreLane:
+    """What fills of one mount may use, so that a store that hangs keeps nobody else's readers waiting."""
+
+    threads: ThreadPoolExecutor
+    memory: ByteBudget
+
+    @classmethod
+    def of(cls, threads: int, memory_bytes: int) -> StoreLane:
+        """A quarter of the memory is left to other mounts, whatever this one does."""
+        limit = memory_bytes - memory_bytes // 4
+        return cls(
+            ThreadPoolExecutor(threads, thread_name_prefix="store"), ByteBudget(limit, what="fill memory")
+        )
+
+
 class PageCache:
     """Event loop only; disk and store work runs in its own threads."""
 
@@ -83,7 +99,8 @@ class PageCache:
         self._write_queue_bytes = write_queue_bytes
         self._queued_bytes = 0
         self._tasks: dict[asyncio.Task[None], tuple[str, ...]] = {}  # running fills, with their paths
-        self._store_threads = ThreadPoolExecutor(store_threads, thread_name_prefix="store")
+        self._store_threads = store_threads
+        self._lanes: dict[str, StoreLane] = {}  # by mount
         self._disk_threads = ThreadPoolExecutor(2, thread_name_prefix="disk")
         self.before_put: Callable[[bytes, str], None] = _nothing  # file id and path; in any thread
 
@@ -207,14 +224,16 @@ class PageCache:
         return task
 
     async def _fill(self, ref: FileRef, fill: Fill) -> None:
-        size = fill.stop - fill.start
-        held = False
+        size, lane = fill.stop - fill.start, self._lane(ref.mount)
+        held = 0  # budgets
         try:
+            await lane.memory.acquire(size, _BUDGET_WAIT_S)
+            held = 1
             await self._memory.acquire(size, _BUDGET_WAIT_S)
-            held = True
+            held = 2
             fill.attach(memoryview(bytearray(size)))
             loop = asyncio.get_running_loop()
-            headers = await loop.run_in_executor(self._store_threads, self._load, ref, fill)
+            headers = await loop.run_in_executor(lane.threads, self._load, ref, fill)
             fill.finish(headers)
             self.metrics.fills += 1
         except Exception as exc:  # noqa: BLE001 - a task's top: whoever waits gets the error
@@ -226,7 +245,15 @@ class PageCache:
         finally:
             self.leave(ref, fill)
             if held:
+                lane.memory.release(size)
+            if held == 2:
                 self._memory.release(size)
+
+    def _lane(self, mount: Mount) -> StoreLane:
+        lane = self._lanes.get(mount.name)
+        if lane is None:
+            lane = self._lanes[mount.name] = StoreLane.of(self._store_threads, self._memory.limit)
+        return lane
 
     def _load(self, ref: FileRef, fill: Fill) -> list[PageHeader]:
         """In a store thread: the bytes, then the sums, never taken of anything but the store's bytes."""
@@ -325,7 +352,8 @@ class PageCache:
             await asyncio.wait(self._tasks, timeout=drain_s)
         for task in self._tasks:
             task.cancel()
-        self._store_threads.shutdown(wait=False, cancel_futures=True)
+        for lane in self._lanes.values():
+            lane.threads.shutdown(wait=False, cancel_futures=True)
         self._disk_threads.shutdown(wait=True)
 
 
