@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
-from benchmarks import machine
+from benchmarks import machine, plot
 from benchmarks.cases.peers import places
 from benchmarks.peers.kara import RIVALS
 from benchmarks.peers.peer import KIB, MIB
@@ -38,6 +38,12 @@ _TOP = 14  # lines that are shown
 _LOOP = "run_until_complete"  # the line in which the event loop waits
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _ROOT = str(Path(__file__).resolve().parent.parent) + "/"
+_HEAD = """# Where the microseconds go
+
+Written by `python -m benchmarks.microseconds`; [performance](../performance.md) says what to read in it. The
+time of a read is split by lines of our source: CPU in the worker, which serves 16 connections at once, and
+time that passes in a client that reads alone, waiting too. One profile each."""
+_LINE = re.compile(r":\d+\)$")
 _FRAME = re.compile(r"(?P<function>.+) \((?P<file>[^()]+):(?P<line>\d+)\)$")
 
 
@@ -53,13 +59,9 @@ class Profile:
 
     def markdown(self) -> str:
         total = sum(self.lines.values()) or 1
-        head = f"{self.title}: {self.us:.1f} us a read; CPU {self.user_us:.1f} us outside the kernel, "
-        rows = [
-            f"### {head}{self.system_us:.1f} us in it",
-            "",
-            "| us | part | where | line |",
-            "|---|---|---|---|",
-        ]
+        head = f"{self.title}: {self.us:.1f} us a read"
+        split = f"CPU: {self.user_us:.1f} us outside the kernel, {self.system_us:.1f} us in it."
+        rows = [f"## {head}", "", split, "", "| us | part | where | line |", "|---|---|---|---|"]
         rows += [
             f"| {self.us * count / total:.2f} | {count / total:.0%} | {place} | `{source}` |"
             for (place, source), count in self.lines.most_common(_TOP)
@@ -75,10 +77,15 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     spy = environment(_PROFILER).with_name("py-spy")
     machine.enter_namespace(arguments, "benchmarks.microseconds")
+    found: list[str] = []
     with tempfile.TemporaryDirectory(prefix="kara-us-") as home, scene(Settings(), Path(home)) as stage:
         for label, length in (("4 KiB", 4 * KIB), ("1 MiB", MIB)):
             for profile in _profiles(stage, spy, label, length, options.seconds, options.out):
                 print(profile.markdown() + "\n", flush=True)
+                found.append(profile.markdown())
+    if options.out is not None:
+        facts = [f"- {name}: {value}" for name, value in machine.facts().items()]
+        (options.out / "microseconds.md").write_text("\n\n".join([_HEAD, "\n".join(facts), *found]) + "\n")
     return 0
 
 
@@ -96,7 +103,7 @@ def _profiles(
 
     def load() -> tuple[float, float]:
         with stage.clients_pinned():
-            found = stage.loader.run(stage.worker.port, targets, connections=16, seconds=2 * seconds + 4)
+            found = stage.loader.run(stage.worker.port, targets, connections=16, seconds=seconds + 2)
         return found["requests"], found["seconds"]
 
     yield _profile(f"Worker, {label}", stage.worker.pid, spy, seconds, load, out, f"worker-{name}")
@@ -107,7 +114,7 @@ def _profiles(
         reader.prepare(length, starts)
 
         def read() -> tuple[float, float]:
-            found = reader.measure(2 * seconds + 4)
+            found = reader.measure(seconds + 2)
             return found["calls"], found["calls"] * found["mean"] / 1e6
 
         yield _profile(f"Client, {label}", reader.pid, spy, seconds, read, out, f"client-{name}")
@@ -126,13 +133,8 @@ def _profile(
         folded = Path(directory) / "folded"
         command = [str(spy), "record", "--pid", str(pid), "--rate", str(_RATE), "--threads"]
         command += ["--duration", str(max(1, round(seconds))), "--idle"]
-        wanted = [("raw", folded)]
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            wanted.append(("flamegraph", out / f"{name}.svg"))
-        for form, file in wanted:
-            more = ["--format", form, "--output", str(file)]
-            subprocess.run([*command, *more], check=True, capture_output=True, timeout=seconds * 5 + 60)
+        command += ["--format", "raw", "--output", str(folded)]
+        subprocess.run(command, check=True, capture_output=True, timeout=seconds * 5 + 60)
         thread.join()
         text = folded.read_text()
     after_user, after_system = _cpu_s(pid)
@@ -142,6 +144,9 @@ def _profile(
     if name.startswith("worker"):
         lines = Counter({key: count for key, count in lines.items() if _LOOP not in key[1]})
         us = user_us + system_us
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.svg").write_text(plot.flame(title, _stacks(text)))
     return Profile(title, us, user_us, system_us, lines)
 
 
@@ -159,6 +164,17 @@ def _by_line(folded: str) -> Counter[tuple[str, str]]:
                 place = f"{match['file'].rpartition('/')[2]} {match['function']}"
                 found[place, source] += int(count)
                 break
+    return found
+
+
+def _stacks(folded: str) -> Counter[tuple[str, ...]]:
+    """Samples of the main thread by functions; without those in which the worker's loop waits."""
+    found: Counter[tuple[str, ...]] = Counter()
+    for entry in folded.splitlines():
+        stack, _, count = entry.rpartition(" ")
+        frames = [_LINE.sub(")", frame) for frame in stack.split(";") if "frozen" not in frame][1:]
+        if "MainThread" in stack and frames and not frames[-1].startswith("Runner.run "):
+            found[tuple(frames)] += int(count)
     return found
 
 

@@ -65,6 +65,41 @@ def ratios(title: str, groups: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+def flame(title: str, stacks: Mapping[tuple[str, ...], int]) -> str:
+    """A flame graph: calls from the bottom up, as wide as their part of the samples; details as tooltips."""
+    total, width, row = sum(stacks.values()) or 1, 1000, 16
+    levels: list[dict[tuple[str, ...], tuple[float, int]]] = []  # of each depth: start and samples by prefix
+    at = 0
+    for stack, count in sorted(stacks.items()):
+        for depth in range(len(stack)):
+            if depth == len(levels):
+                levels.append({})
+            start, before = levels[depth].get(stack[: depth + 1], (at, 0))
+            levels[depth][stack[: depth + 1]] = (start, before + count)
+        at += count
+    height = 30 + row * len(levels)
+    box = f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="10"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {box}>',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        _text(8, 15, title, "start", size=13),
+    ]
+    for depth, found in enumerate(levels):
+        y = height - row * (depth + 1)
+        for stack, (start, count) in found.items():
+            wide = width * count / total
+            if wide < 0.5:
+                continue
+            name, x = escape(stack[-1]), width * start / total
+            shade = f"hsl({20 + sum(map(ord, stack[-1])) % 30},80%,{62 + sum(map(ord, stack[-1])) % 12}%)"
+            label = name if wide > 6.2 * len(stack[-1]) else escape(stack[-1][: int(wide / 6.2)])
+            parts.append(
+                f'<g><title>{name}: {count / total:.1%}</title><rect x="{x:.1f}" y="{y}" width="{wide:.1f}" '
+                f'height="{row - 1}" fill="{shade}"/><text x="{x + 2:.1f}" y="{y + 11}">{label}</text></g>'
+            )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
 def _sheet(title: str, height: float) -> Iterator[str]:
     width = _LEFT + _WIDTH + 40
     yield (

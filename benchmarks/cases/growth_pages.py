@@ -25,7 +25,7 @@ _TINY = (500, 2_000, 6_000)
 _ASKED = 10_000  # different pages that are read, of however many there are
 _CONNECTIONS = 16
 _ROUNDS = 5
-_FILL_S = 150.0  # the next population is left out when it would take longer than this
+_FILL_S = 400.0  # the next population is left out when it would take longer than this
 
 
 def run(scene: Scene) -> list[Row]:

@@ -1,0 +1,97 @@
+"""Benchmarks that are commands of their own: run, and their results put into rows of the report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scene import Scene
+from benchmarks.table_row import Row, Target
+
+_ROOT = Path(__file__).resolve().parents[2]
+_MOST_S = 900
+
+
+def _result(scene: Scene, module: str, *arguments: str) -> dict[str, Any]:
+    out = scene.home / f"{module}.json"
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--out", str(out), *arguments]
+    if scene.settings.tiny and "--quick" not in arguments:
+        command.append("--quick")
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=_MOST_S, check=False)
+    if done.returncode:
+        raise RuntimeError(f"benchmarks.{module} ended with {done.returncode}: {done.stderr[-500:]}")
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def foreground(scene: Scene) -> list[Row]:
+    """What readers of cached pages feel while cold files stream through their worker."""
+    found = _result(
+        scene, "foreground", "--home", str(scene.home), "--rounds", str(min(3, scene.settings.rounds))
+    )
+    rounds = found["rounds"]
+    detail = {
+        name.replace("_", " "): sum(one[name] for one in rounds) / len(rounds) for name in rounds[0]
+    } | {"worker's CPU us/MiB streamed": found["worker_cpu_us_per_mib"]}
+    ratios = [one["streaming_p99_ms"] / one["quiet_p99_ms"] for one in rounds]
+    what = "p99 of cached reads while a cold file streams / while nothing does"
+    return [Row("foreground_p99", what, ratios, Target(3.0, at_least=False), detail=detail)]
+
+
+def prewarm(scene: Scene) -> list[Row]:
+    """Loading many objects before a job, beside a parallel copy of them."""
+    less = ("--objects", "10000", "--big", "2", "--big-bytes", "268435456", "--home", str(scene.home))
+    found = _result(scene, "prewarm", *less)
+    detail = {name.replace("_", " "): value for name, value in found.items() if isinstance(value, float)}
+    small, most = f"load of {found['objects']:,} small objects", Target(1.01, at_least=False)
+    return [
+        Row(
+            "prewarm_small",
+            f"{small} / a parallel copy of them, objects a second",
+            [found["small_ratio"]],
+            Target(2.0),
+            detail=detail,
+        ),
+        Row("prewarm_big", "load of large files / what their line carries", [found["big_ratio"]], None),
+        Row(
+            "prewarm_fetched",
+            f"{small}: bytes from the store / their bytes",
+            [found["small_fetched_ratio"]],
+            most,
+        ),
+    ]
+
+
+def page_churn(scene: Scene) -> list[Row]:
+    """One page in for each that goes, restart and memory: files, segments, and no store at all."""
+    found = _result(scene, "page_churn", "--dir", str(scene.home), "--quick")
+    rows = []
+    for churn in found["churn"]:
+        size = int(churn["size"])
+        detail = {
+            f"{kind}, {what}": us
+            for what, values in (("us", churn["wall_us"]), ("CPU us", churn["cpu_us"]))
+            for kind, us in values.items()
+        }
+        what = f"unlink + create + rename / a page through the store of segments, {size >> 10:,} KiB"
+        target = Target(4.0 if size >= 1 << 20 else 10.0)
+        rows += [
+            Row(f"churn_{size}", f"{what}, time", [churn["unlink_create_wall"]], target, detail=detail),
+            Row(f"churn_cpu_{size}", f"{what}, CPU", [churn["unlink_create_cpu"]], None),
+        ]
+    restart, growth = found["restart_per_200_000_s"], found["get_growth"]
+    within, most = Target(0.3, "s", at_least=False), Target(1.2, at_least=False)
+    return [
+        *rows,
+        Row("churn_restart", "restart of a store of segments, for 200,000 pages", [restart], within, "s"),
+        Row(
+            "churn_growth",
+            "lookup of a page that is not open, of the most pages / the fewest",
+            [growth],
+            most,
+        ),
+        Row("churn_index", "memory of the index a page", [found["index_bytes_per_page"]], None, "bytes"),
+    ]
