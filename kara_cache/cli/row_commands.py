@@ -75,7 +75,7 @@ def info(_: Attachment, arguments: argparse.Namespace) -> None:
 def verify(_: Attachment, arguments: argparse.Namespace) -> None:
     """Raises FormatError when a row is damaged, after all of them are printed."""
     with opened(arguments) as dataset:
-        with screen.count("Verifying", len(dataset), "row") as bar:
+        with screen.count("Verifying", len(dataset), "rows") as bar:
             found = dataset.verify(bar.update)
         version = dataset.version.name
     if arguments.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import count
@@ -15,6 +16,7 @@ from kara_cache.cli import screen
 from kara_cache.cli.exit_code import UsageError
 from kara_cache.cli.row_commands import opened
 from kara_cache.cli.storage_place import open_place
+from kara_cache.errors import FormatError
 from kara_cache.serialization import serializer_named
 from kara_cache.storage.interchange import export_rows, import_rows
 from kara_cache.storage.interchange.record import Progress
@@ -53,19 +55,27 @@ def import_(_: Attachment, arguments: argparse.Namespace) -> None:
     if arguments.json:
         screen.print_json({"version": version, "rows": rows})
     else:
-        print(version)
+        print(f"{namespace}/{key}, version {version}: {rows} rows" if sys.stdout.isatty() else version)
 
 
 def export(_: Attachment, arguments: argparse.Namespace) -> None:
     """Prints the number of rows."""
     kind = _kind(arguments.target, arguments.kind)
-    with opened(arguments, serializer_named(_serialization(kind, arguments))) as dataset:
-        with _bar("Exporting") as progress:
-            rows = export_rows(dataset, kind, arguments.target, progress=progress)
+    serialization = _serialization(kind, arguments)
+    with opened(arguments, serializer_named(serialization)) as dataset:
+        try:
+            with _bar("Exporting") as progress:
+                rows = export_rows(dataset, kind, arguments.target, progress=progress)
+        except FormatError as exc:
+            if arguments.serialization is not None:
+                raise
+            raise FormatError(
+                f"{exc}; they were taken for {serialization}, --serialization says otherwise"
+            ) from exc
     if arguments.json:
         screen.print_json({"version": dataset.version.name, "rows": rows})
     else:
-        print(rows)
+        print(f"{rows} rows in {arguments.target}" if sys.stdout.isatty() else rows)
 
 
 def _kind(path: str, given: str | None) -> str:
@@ -122,10 +132,14 @@ def _take_back(location: Location, namespace: str, key: str, version: str, befor
 
 @contextmanager
 def _bar(label: str) -> Iterator[Progress]:
-    with screen.count(label, 0, "row") as bar:
+    with screen.count(label, 0, "rows") as bar:
 
         def progress(done: int, total: int | None) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        yield progress
+        try:
+            yield progress
+        except BaseException:
+            bar.leave = False  # what is on the screen last is what is wrong
+            raise

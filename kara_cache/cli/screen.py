@@ -61,7 +61,7 @@ def progress(total: int, label: str) -> tqdm[Any]:
 
 def count(label: str, total: int, unit: str) -> tqdm[Any]:
     """The same for things that are counted."""
-    return tqdm(total=total, desc=label, unit=unit, file=sys.stderr, disable=None)
+    return tqdm(total=total, desc=label, unit=f" {unit}", file=sys.stderr, disable=None)
 
 
 def _name(info: FileInfo) -> str:

@@ -357,6 +357,14 @@ def test_images_in_and_out(kara: Kara, tmp_path: Path) -> None:
     assert [row["label"] for row in rows] == ["cat", "dog"]
     assert kara("row", place, "export", "vision", "pets", tmp_path / "out", "--kind", "images").out == "2\n"
     assert (tmp_path / "out" / "dog" / "0.png").read_bytes() == b"\x89PNGdog"
+    said = kara("row", place, "export", "vision", "pets", tmp_path / "pets.tar")
+    assert (said.code, said.out) == (ExitCode.FAILED, "")
+    assert "00000000.path: a file in a tar is bytes, got str" in said.words
+    said = kara("row", place, "export", "vision", "pets", tmp_path / "pets.jsonl")
+    assert (said.code, said.out) == (ExitCode.FAILED, "")
+    assert "were taken for json, --serialization says otherwise" in said.words
+    assert not (tmp_path / "pets.tar").exists()
+    assert not (tmp_path / "pets.jsonl").exists()
 
 
 def test_appending(kara: Kara, tmp_path: Path) -> None:

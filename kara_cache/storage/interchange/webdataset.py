@@ -112,7 +112,10 @@ def _encode(value: Any, extension: str, key: str) -> bytes:
         return b"%d" % value
     if kind in _TEXTS and isinstance(value, str):
         return value.encode()
-    raise TypeError(f"{key}.{extension}: want bytes, got {type(value).__name__}")
+    raise TypeError(
+        f"{key}.{extension}: a file in a tar is bytes, got {type(value).__name__}; only fields that are named "
+        f"as {', '.join(sorted(_TEXTS))} may be text, as {', '.join(sorted(_JSON))} anything"
+    )
 
 
 def _tars(source: str) -> list[Path]:
