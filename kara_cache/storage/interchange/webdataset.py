@@ -113,8 +113,8 @@ def _encode(value: Any, extension: str, key: str) -> bytes:
     if kind in _TEXTS and isinstance(value, str):
         return value.encode()
     raise TypeError(
-        f"{key}.{extension}: a file in a tar is bytes, got {type(value).__name__}; only fields that are named "
-        f"as {', '.join(sorted(_TEXTS))} may be text, as {', '.join(sorted(_JSON))} anything"
+        f"{key}.{extension}: a file in a tar is bytes, got {type(value).__name__}; only fields named "
+        f"{', '.join(sorted(_TEXTS))} may be text, and {', '.join(sorted(_JSON))} anything"
     )
 
 
