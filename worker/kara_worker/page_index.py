@@ -11,7 +11,7 @@ from kara_worker.page_file import PageEntry
 
 E = TypeVar("E")  # what is known of a page without reading it: where it is, above all
 _SHARED_ENTRIES = 1 << 16
-_make_page: Callable[[tuple[bytes, int]], PageId] = partial(tuple.__new__, PageId)  # in half the time
+make_page: Callable[[tuple[bytes, int]], PageId] = partial(tuple.__new__, PageId)  # in half the time
 
 
 class FileRecord:
@@ -46,10 +46,6 @@ class PageIndex(Generic[E]):
     def directory(self, entry: E) -> int:
         """Number of the directory that the page is in."""
         raise NotImplementedError
-
-    def _record(self, file_id: bytes) -> FileRecord:
-        """Of a file of which an earlier process left pages."""
-        return FileRecord(file_id)
 
     def _shared(self, entry: E) -> E:
         """An equal one that is kept already."""
@@ -90,8 +86,8 @@ class PageIndex(Generic[E]):
         new, spare = [], []
         files, pages, size, came = self._files, self._pages, self.size, self._came
         for file_id, number, entry in found:
-            record = files.get(file_id) or self._record(file_id)
-            page = _make_page((record.file_id, number))
+            record = files.get(file_id) or FileRecord(file_id)
+            page = make_page((record.file_id, number))
             known = pages.setdefault(page, entry)
             if known is not entry:
                 if known != entry:

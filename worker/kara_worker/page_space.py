@@ -140,6 +140,16 @@ class PageSpace(Generic[E]):
                 self._policy.track(page, size, group)
         return spare
 
+    def adopt(self, found: Iterable[tuple[PageId, int, str]]) -> None:
+        """Pages of an earlier process, with size and group, that enter the index one by one."""
+        with self._lock:
+            track, quotas = self._policy.track, self._quotas
+            for page, size, group in found:
+                self.bytes += size
+                if quotas:
+                    self._count(group, size)
+                track(page, size, group)
+
     def add(self, page: PageId, entry: E, path: str, group: str) -> None:
         """The page is in its place; its bytes were reserved, and it is not in the books yet."""
         with self._lock:

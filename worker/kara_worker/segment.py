@@ -158,8 +158,6 @@ class SegmentHead:
 
     def write(self, start: int, header: bytes, data: memoryview) -> None:
         """Both parts, whole. Raises OSError."""
-        if not os.fstat(self.fd).st_nlink:
-            raise FileNotFoundError(errno.ENOENT, "somebody removed the segment", self.segment.path)
         rest = [memoryview(part) for part in (header, data) if part]
         while rest:
             count = os.pwritev(self.fd, rest, start)
@@ -170,6 +168,15 @@ class SegmentHead:
                 count -= len(rest.pop(0))
             if rest:
                 rest[0] = rest[0][count:]
+
+    def lost(self) -> OSError | None:
+        """What is wrong if nobody would find what is added."""
+        try:
+            if os.fstat(self.fd).st_nlink:
+                return None
+        except OSError as exc:
+            return exc
+        return FileNotFoundError(errno.ENOENT, "somebody removed the segment", self.segment.path)
 
     def seal(self) -> int:
         """Gives back what was not used; the bytes of it. Raises OSError."""

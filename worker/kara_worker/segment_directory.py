@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
-from itertools import islice
+from contextlib import contextmanager, suppress
 
 from kara_cache.errors import ConfigError
 from kara_cache.page import PageHeader, PageId
@@ -19,7 +19,6 @@ from kara_worker.segment import (
     SEALED_MODE,
     Segment,
     SegmentHead,
-    entry_of,
     offset_in,
     place_in,
     size_in,
@@ -29,7 +28,6 @@ from kara_worker.segment_journal import Journal, Placed
 
 FOLDER = "segments"
 _SUFFIX = ".seg"
-_FOUND_BATCH = 4096  # pages that enter the books under one lock
 _BLOCK_BYTES = 4096
 _LEAST_JOURNAL = 1 << 14  # records; a shorter one is read in some milliseconds
 
@@ -55,23 +53,20 @@ class SegmentDirectory:
         if not stat.S_ISDIR(os.lstat(self._folder).st_mode):
             raise ConfigError(f"page directory {self.home.root}: {self._folder} is not a directory")
         self.heads = {}
-        journal = self._journal = Journal(self._folder)
+        with _no_collection():
+            return self._load(Journal(self._folder), space)
+
+    def _load(self, journal: Journal, space: PageSpace[int]) -> int:
+        self._journal = journal
         sizes = self._files()
         numbers = {entry >> PLACE_BITS for entry in journal.pages.values()}
         self._next = 1 + max(*sizes, *numbers, -1, -1)
         segments = {number: self._segment(number, *sizes[number]) for number in sizes if number in numbers}
         for segment in segments.values():
             self._index.attach(segment)
-        slots = {number: segment.slot for number, segment in segments.items()}
-        self._index.known = journal.files
-        found = (
-            (file_id, index, entry_of(slot, place_in(entry)))
-            for (file_id, index), entry in journal.pages.items()
-            if (slot := slots.get(entry >> PLACE_BITS)) is not None
-        )
-        spare = [second for batch in _batches(found) for second in space.add_found(batch)]
+        spare: list[tuple[PageId, int]] = []
+        space.adopt(self._index.adopt(journal.pages, segments, journal.files, spare))
         self.log_gone(spare)
-        self._index.known = {}
         journal.forget_found()
         for number in sizes.keys() - numbers:  # nothing in them was ever written down, or all of it has left
             os.unlink(self._path(number))
@@ -206,6 +201,14 @@ def remove_segments(home: PageDirectory) -> int:
     return count
 
 
-def _batches(found: Iterator[tuple[bytes, int, int]]) -> Iterator[list[tuple[bytes, int, int]]]:
-    while batch := list(islice(found, _FOUND_BATCH)):
-        yield batch
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A million new objects, none of them garbage: the collector would look at all of them many times
+    and double the time of a restart."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from kara_cache.page import PageId
 from kara_worker.page_index import FileRecord, PageIndex
-from kara_worker.segment import Segment, size_in, slot_in
+from kara_worker.segment import PLACE_BITS, Segment, size_in, slot_in
+
+_PLACE_MASK = (1 << PLACE_BITS) - 1
 
 
 class SegmentIndex(PageIndex[int]):
@@ -14,7 +18,6 @@ class SegmentIndex(PageIndex[int]):
         super().__init__()
         self._slots: list[Segment | None] = []
         self._free: list[int] = []
-        self.known: dict[bytes, tuple[str, str]] = {}  # path and group of files whose pages are being found
 
     def attach(self, segment: Segment) -> None:
         """Gives the segment a slot."""
@@ -48,10 +51,48 @@ class SegmentIndex(PageIndex[int]):
         segment = self.segment(entry)
         return segment.directory if segment is not None else -1
 
-    def _record(self, file_id: bytes) -> FileRecord:
-        record = FileRecord(file_id)
-        record.path, record.group = self.known.get(file_id, ("", ""))
-        return record
+    def adopt(
+        self,
+        pages: dict[PageId, int],
+        segments: dict[int, Segment],
+        files: dict[bytes, tuple[str, str]],
+        spare: list[tuple[PageId, int]],
+    ) -> Iterator[tuple[PageId, int, str]]:
+        """Pages of an earlier process, with size and group; their entries have numbers in place of slots.
+
+        Second places of pages that are known are added to `spare`. One loop without calls of ours: it is
+        what a restart takes, and pages of a file and of a segment follow each other.
+        """
+        known, records = self._pages, self._files
+        number, segment, base = -1, None, 0
+        last_id, record = b"", FileRecord(b"")
+        for page, found in pages.items():
+            if found >> PLACE_BITS != number:
+                number = found >> PLACE_BITS
+                segment = segments.get(number)
+                base = segment.slot << PLACE_BITS if segment is not None else 0
+            if segment is None:
+                continue
+            entry = base | found & _PLACE_MASK
+            if page in known:
+                spare.append((page, entry))
+                continue
+            file_id, index = page
+            if file_id is not last_id:
+                last_id = file_id
+                if (there := records.get(file_id)) is None:
+                    there = records[file_id] = FileRecord(file_id)
+                    there.path, there.group = files.get(file_id, ("", ""))
+                record = there
+            size = size_in(entry)
+            known[page] = entry
+            segment.live += size
+            segment.pages.append(page)
+            record.pages += 1
+            record.bytes += size
+            if index > record.last_index:
+                record.last_index = index
+            yield page, size, record.group
 
     def _came(self, page: PageId, entry: int) -> None:
         segment = self._slots[slot_in(entry)]

@@ -26,7 +26,7 @@ from itertools import islice
 
 from kara_cache.checksum import checksum
 from kara_cache.page import PageId
-from kara_worker.page_index import FileRecord
+from kara_worker.page_index import FileRecord, make_page
 from kara_worker.segment import PLACE_BITS
 
 _HEAD = struct.Struct("<II")
@@ -48,9 +48,10 @@ class Journal:
     def __init__(self, folder: str) -> None:
         """Reads what is there. Raises OSError."""
         self._folder = folder
-        self.pages: dict[tuple[bytes, int], int] = {}  # -> number of the segment << PLACE_BITS | place
+        self.pages: dict[PageId, int] = {}  # -> number of the segment << PLACE_BITS | place
         self.files: dict[bytes, tuple[str, str]] = {}  # -> path, group
         self.ages: dict[int, tuple[int, int]] = {}  # segment -> oldest, newest
+        self._ids: dict[bytes, bytes] = {}  # one copy of each
         self.records = 0  # in journals, since the last index
         generations = self._generations("index.")
         self._base = max(generations, default=0)
@@ -66,7 +67,7 @@ class Journal:
 
     def forget_found(self) -> None:
         """What was read is in the books now."""
-        self.pages, self.files, self.ages = {}, {}, {}
+        self.pages, self.files, self.ages, self._ids = {}, {}, {}, {}
 
     def placed(self, records: Iterable[Placed]) -> None:
         """Raises OSError; then nothing was written."""
@@ -135,7 +136,7 @@ class Journal:
         """The state after all whole frames of the file; where they end."""
         with open(path, "rb") as file:
             raw = memoryview(file.read())
-        at, pages = 0, self.pages
+        at, pages, ids = 0, self.pages, self._ids.setdefault
         unpack, pages_of = _HEAD.unpack_from, _PAGE.iter_unpack
         while at + 16 <= len(raw):
             size, kind = unpack(raw, at)
@@ -150,11 +151,11 @@ class Journal:
             self.records += 1
             if kind == _PLACED:
                 for file_id, index, number, place in pages_of(payload):
-                    pages[file_id, index] = number << PLACE_BITS | place
+                    pages[make_page((ids(file_id, file_id), index))] = number << PLACE_BITS | place
             elif kind == _GONE:
                 for file_id, index, number, place in pages_of(payload):
-                    if pages.get((file_id, index)) == number << PLACE_BITS | place:
-                        del pages[file_id, index]
+                    if pages.get(page := make_page((file_id, index))) == number << PLACE_BITS | place:
+                        del pages[page]
             elif kind == _FILED:
                 file_id, group = _FILE.unpack_from(payload)
                 path_bytes = bytes(payload[_FILE.size :])

@@ -203,6 +203,7 @@ class SegmentShelf:
                 self._space.damaged(exc.where)
         elif isinstance(exc, FileNotFoundError):
             self.drop(page, "lost", entry=entry)
+            self._abandon_lost(self._places[segment.directory])
         else:
             self._failed(self._directories[segment.directory], exc)
             if exc.errno not in NOT_THE_PAGE:
@@ -286,15 +287,15 @@ class SegmentShelf:
 
     def write(self, directory: PageDirectory, header: PageHeader, data: memoryview, *, group: str) -> Written:
         place, page, kept = self._places[directory.number], header.page, False
-        raw = pack(header)
-        size = self.size_of(header)
+        raw, unit = pack(header), unit_of(header.length)
+        size = -(-(len(raw) + header.length) // unit) * unit  # as `size_of`
         try:
-            taken = self._take(place, size, unit_of(header.length), NEW)
+            taken = self._take(place, size, unit, NEW)
             if taken is None:
                 return Written.FULL
             head, start = taken
             try:
-                self._write(place, head, start, raw, data)
+                head.write(start, raw, data)
                 at = place_of(start, size)
                 with self._commit:
                     if self._space.find(page) is not None:
@@ -330,7 +331,7 @@ class SegmentShelf:
                 return False
             head, to = taken
             try:
-                self._write(place, head, to, b"", raw)
+                head.write(to, b"", raw)
                 self._move(place, page, entry, head.segment, place_of(to, size))
             finally:
                 self._written(head.segment)
@@ -379,18 +380,19 @@ class SegmentShelf:
             head.segment.pending += 1
             return head, start
 
-    def _write(
-        self, place: SegmentDirectory, head: SegmentHead, start: int, header: bytes, data: memoryview
-    ) -> None:
-        """Raises OSError."""
-        try:
-            head.write(start, header, data)
-        except FileNotFoundError:  # nobody would find what is written there: the next page begins another
-            with self._room:
-                for kind in (NEW, KEPT):
-                    if place.heads.get(kind) is head:
+    def _abandon_lost(self, place: SegmentDirectory) -> None:
+        """Looks whether the ends of segments are still there: nobody would find what is added to others."""
+        errors = []
+        with self._room:  # or it might be sealed, and removed by us, before it is looked at
+            for kind in (NEW, KEPT):
+                head = place.heads.get(kind)
+                error = head.lost() if head is not None else None
+                if error is not None:
+                    errors.append(error)
+                    with suppress(OSError):
                         self._seal(place, kind)
-            raise
+        for error in errors:
+            self._failed(place.home, error)
 
     def _seal(self, place: SegmentDirectory, kind: str) -> None:
         head = place.heads.pop(kind, None)
@@ -461,7 +463,8 @@ class SegmentShelf:
         with self._room:
             due = self._quarantine.release()
         cut(due)
-        for place in self._places:
+        for place in self.places():
+            self._abandon_lost(place)
             self._write_index(place, often=2)
 
     def _write_index(self, place: SegmentDirectory, *, often: int) -> None:
