@@ -15,7 +15,7 @@ from kara_cache.client_metrics import ClientCounts, ClientMetrics
 from kara_cache.cluster import Cluster
 from kara_cache.config import ClientConfig
 from kara_cache.credentials import ClientTls, authorization
-from kara_cache.errors import CacheError, UnderStoreError, WorkerUnavailable
+from kara_cache.errors import CacheError, ConfigError, UnderStoreError, WorkerUnavailable
 from kara_cache.failover import Call, Failover, Fallback
 from kara_cache.file_answer import MAX_BYTES
 from kara_cache.file_lookups import FileLookups
@@ -90,7 +90,7 @@ class CacheClient:
         self._known_mounts = KnownMounts(self._cluster)
         self._failover = Failover(self._cluster, self._metrics, timeout_s=config.timeout_s, fallback=fallback)
         self._local = LocalPages()
-        self._reads = FileReads(self._failover, self._local, self._metrics, self._push, self._slow)
+        self._reads = self._make_reads()
         self._ranges = RangeReads(self._failover, self._reads, self._local, self._metrics)
         self._changes = OwnChanges()
         self._lookups = FileLookups(self._failover, self._known_mounts, self._changes, self._metrics)
@@ -114,6 +114,18 @@ class CacheClient:
         return _rebuild, self._arguments
 
     # -- reading -----------------------------------------------------------------------------------
+
+    def _make_reads(self) -> FileReads:
+        config, parts = self.config, (self._failover, self._local, self._metrics, self._push, self._slow)
+        if not config.trace_reads and config.trace_slow_s is None:
+            return FileReads(*parts)
+        try:
+            from kara_cache.traced_reads import TracedReads
+            from kara_cache.tracing.read_spans import ReadSpans
+        except ModuleNotFoundError as exc:
+            what = f"trace_reads and trace_slow_s need {exc.name}: pip install 'kara-cache[otel]'"
+            raise ConfigError(what) from exc
+        return TracedReads(*parts, ReadSpans(config.trace_reads, config.trace_slow_s))
 
     def info(self, path: str) -> FileInfo:
         """The file's current size and version, after the mount's freshness rule; or the directory."""

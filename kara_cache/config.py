@@ -89,6 +89,8 @@ class ClientConfig:
     read_ahead_bytes: int = 32 << 20  # most that a sequential reader fetches in advance; 10 ms at 25 Gbit/s
     local_reads: bool = True  # take page descriptors from a worker on this host: 1 us a read in place of 50
     state_dir: str = "~/.cache/kara"  # the last known members, for a start while etcd is away
+    trace_reads: float = 0.0  # part of the reads that get an OpenTelemetry span: 0.01 is one of a hundred
+    trace_slow_s: float | None = None  # reads that took so long or longer get one in any case
 
     def __post_init__(self) -> None:
         check_cluster_name(self.cluster_name)
@@ -102,6 +104,10 @@ class ClientConfig:
         for key in ("timeout_s", "stall_timeout_s", "connect_timeout_s"):
             if not getattr(self, key) > 0:
                 raise ConfigError(f"{key}: want more than 0, got {getattr(self, key)}")
+        if not 0 <= self.trace_reads <= 1:
+            raise ConfigError(f"trace_reads: want 0 .. 1, got {self.trace_reads}")
+        if self.trace_slow_s is not None and not self.trace_slow_s >= 0:
+            raise ConfigError(f"trace_slow_s: want 0 or more, got {self.trace_slow_s}")
         if self.connections_per_worker < 1:
             raise ConfigError(f"connections_per_worker: want at least 1, got {self.connections_per_worker}")
 

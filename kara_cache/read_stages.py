@@ -39,6 +39,8 @@ class Marks:
     verify_s: float = 0.0
     fields: bytes = b""  # of the answer: the worker's own part is among them
     worker: Mapping[str, float] | None = None
+    trace: bytes = b""  # header lines of a trace that the worker shall go on with
+    answered: str = ""  # worker; kept where reads have spans
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,10 @@ class WorkerClient:
         """
         link = self.link
         prefix = file.reading if keep else file.read_through
-        connection = link.send(b"%b%d&length=%d%b" % (prefix, start, len(view), link.tail()), deadline)
+        tail = link.tail()
+        if marks.trace:
+            tail = tail[:-2] + marks.trace + b"\r\n"
+        connection = link.send(b"%b%d&length=%d%b" % (prefix, start, len(view), tail), deadline)
         if connection.head.status != 200:
             link.document(connection, file.path)
         try:

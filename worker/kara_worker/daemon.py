@@ -10,12 +10,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import kara_cache
 from kara_cache.endpoint import is_loopback
+from kara_cache.errors import ConfigError
 from kara_cache.membership.base import MemberState, WorkerInfo
 from kara_cache.membership.configured import etcd_client
 from kara_worker.access import AccessControl
@@ -41,6 +43,7 @@ from kara_worker.page_stores import open_page_store
 from kara_worker.private_mounts import PrivateMounts
 from kara_worker.registration import Registration
 from kara_worker.server import PageServer
+from kara_worker.traced_server import TracedServer
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +122,7 @@ class WorkerDaemon:
         stack.push_async_callback(self._cache.close, config.life.drain_timeout_s)
         self._facts = FileFacts(self._stores, self._threads)
         self._access = AccessControl(config.secrets())
-        self._server = PageServer(
+        self._server = self._server_class(stack)(
             self._cache,
             self._stores,
             self._facts,
@@ -138,6 +141,14 @@ class WorkerDaemon:
             clients=lambda: (*self._clients.metrics(), *self._load_metrics.families()),
         )
         self._exposition = collector.exposition
+
+    def _server_class(self, stack: contextlib.AsyncExitStack) -> Callable[..., PageServer]:
+        if not self._config.trace:
+            return PageServer
+        try:
+            return TracedServer.of(self.identity, stack)
+        except ModuleNotFoundError as exc:
+            raise ConfigError(f"trace needs {exc.name}: pip install 'kara-cache[otel]'") from exc
 
     async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
         config = self._config

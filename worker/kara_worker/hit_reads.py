@@ -157,6 +157,8 @@ class HitReads:
         lower = fields.lower()
         if b"\r\nconnection: close" in lower or b"\r\ncontent-length:" in lower or b"\r\ntransfer-" in lower:
             return False
+        if b"\r\ntraceparent:" in lower:  # it may want a span, and no two are alike
+            return False
         if len(self._plain_fields) >= _MAX_FIELDS:
             self._plain_fields.clear()
         self._plain_fields.add(fields)

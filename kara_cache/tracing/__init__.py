@@ -1,0 +1,1 @@
+"""OpenTelemetry: spans of reads in clients, of requests in workers. Needs kara-cache[otel]."""
