@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 from kara_cache.errors import CacheError, StaleVersion, UnderStoreError, WorkerBusy
@@ -23,7 +24,7 @@ from kara_worker.jobs.batch import Action, Batch, Failure, Outcome, Piece, Reaso
 from kara_worker.jobs.gate import Gate
 from kara_worker.jobs.load_metrics import LoadMetrics
 from kara_worker.jobs.pace import StorePace
-from kara_worker.jobs.runs import Run, grouped, pages_of, runs_of
+from kara_worker.jobs.runs import Run, group_bytes, group_files, grouped, pages_of, runs_of
 from kara_worker.jobs.throttle import Throttle
 from kara_worker.page_cache import FileRef, PageCache
 
@@ -188,7 +189,10 @@ class LoadOwner:
         else:
             refs = await self._refs(batch, visit, count)
             page_bytes = self._cache.page_bytes
-            groups = grouped(runs_of(batch.pieces, refs, page_bytes), page_bytes, self._bringing)
+            runs = runs_of(batch.pieces, refs, page_bytes)
+            groups = grouped(
+                runs, page_bytes, partial(self._most_files, visit), partial(self._most_bytes, visit)
+            )
             workers = [self._work(batch, visit, groups, count) for _ in range(self._parallel)]
             await asyncio.gather(*workers)
         visit.seen = self._clock()
@@ -202,6 +206,12 @@ class LoadOwner:
             count.requests,
             tuple(count.failures),
         )
+
+    def _most_files(self, visit: Visit) -> int:
+        return group_files(self._bringing.pace_s, self._requests.per_s, visit.rate.per_s)
+
+    def _most_bytes(self, visit: Visit) -> int:
+        return group_bytes(self._bytes.per_s, visit.bandwidth.per_s)
 
     def _remember(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:

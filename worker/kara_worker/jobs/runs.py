@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from kara_worker.jobs.batch import Piece
 from kara_worker.page_cache import RUN_BYTES, FileRef
@@ -14,13 +14,15 @@ GROUP_BYTES = 1 << 20
 SMALL_BYTES = 256 << 10
 
 
-class Pace(Protocol):
-    """Whoever fetches."""
+def group_files(pace_s: float, *requests_per_s: float | None) -> int:
+    """How many files a store gives in GROUP_S that takes `pace_s` for one (0: nobody knows yet), and limits
+    allow in that time: so they are kept without bursts."""
+    most = min(GROUP_FILES, int(GROUP_S / pace_s)) if pace_s else 1
+    return max(1, min([most, *(int(rate * GROUP_S) for rate in requests_per_s if rate is not None)]))
 
-    @property
-    def pace_s(self) -> float:
-        """What a file took lately; 0 before the first."""
-        ...
+
+def group_bytes(*bytes_per_s: float | None) -> int:
+    return min([GROUP_BYTES, *(int(rate * GROUP_S) for rate in bytes_per_s if rate is not None)])
 
 
 class Run(NamedTuple):
@@ -48,8 +50,10 @@ def runs_of(pieces: Sequence[Piece], refs: Sequence[FileRef | None], page_bytes:
             yield Run(index, len(pages), ref, range(first, min(first + step, pages.stop)))
 
 
-def grouped(runs: Iterator[Run], page_bytes: int, pace: Pace) -> Iterator[list[Run]]:
-    """Small files together, as many as the store gives in GROUP_S; large ones alone, mounts apart."""
+def grouped(
+    runs: Iterator[Run], page_bytes: int, most_files: Callable[[], int], most_bytes: Callable[[], int]
+) -> Iterator[list[Run]]:
+    """Small files together, as many as there may be at the moment; large ones alone, mounts apart."""
     group: list[Run] = []
     size = 0
     for run in runs:
@@ -57,8 +61,8 @@ def grouped(runs: Iterator[Run], page_bytes: int, pace: Pace) -> Iterator[list[R
         large = length > SMALL_BYTES
         if group and (
             large
-            or len(group) >= _most(pace.pace_s)
-            or size + length > GROUP_BYTES
+            or len(group) >= most_files()
+            or size + length > most_bytes()
             or group[0].ref.mount is not run.ref.mount
         ):
             yield group
@@ -70,10 +74,6 @@ def grouped(runs: Iterator[Run], page_bytes: int, pace: Pace) -> Iterator[list[R
         size += length
     if group:
         yield group
-
-
-def _most(pace_s: float) -> int:
-    return max(1, min(GROUP_FILES, int(GROUP_S / pace_s))) if pace_s else 1
 
 
 def _length(run: Run, page_bytes: int) -> int:
