@@ -18,6 +18,11 @@ _MAX_NAMES = 32
 _MAX_LABELS = 64
 _MAX_BUCKETS = 40
 _RECENT = 20
+# From zero on: Prometheus sees no increase in a series that begins with its first event.
+FALLBACKS = (
+    "refused", "reset", "timeout", "protocol", "tls", "dns", "unreachable", "busy", "corrupt", "stale",
+    "internal", "store_error",
+)  # fmt: skip
 
 
 class ClientTotals:
@@ -82,7 +87,8 @@ class ClientTotals:
         return bounds, counts, total_s
 
     def metrics(self) -> Iterable[Metric]:
-        for name, by_label in sorted(self._counters.items()):
+        fallbacks = {**dict.fromkeys(FALLBACKS, 0), **self._counters.get("fallbacks", {})}
+        for name, by_label in sorted({**self._counters, "fallbacks": fallbacks}.items()):
             family = CounterMetricFamily(f"kara_client_{name}", f"Clients: {name}", labels=("kind",))
             for label, value in sorted(by_label.items()):
                 family.add_metric((label,), value)
