@@ -38,7 +38,7 @@ class Cluster:
         self.membership = membership
         self.suspects = suspects
         self._transport = transport
-        self._turn = random.randrange(1 << 30)  # so that processes spread over the replicas
+        self._turn = random.SystemRandom().randrange(1 << 30)  # so that processes spread over the replicas
         self._table: Table | None = None
         self._building = threading.Lock()  # guards the change of _table
 

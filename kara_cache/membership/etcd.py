@@ -85,7 +85,7 @@ class EtcdClient:
         if bool(username) != bool(password):
             raise ConfigError("etcd_username and etcd_password go together: only one of them is set")
         self._endpoints = list(parse_endpoints(endpoints))
-        random.shuffle(self._endpoints)  # a thousand clients should not all load the first one
+        random.SystemRandom().shuffle(self._endpoints)  # a thousand clients should not all load the first one
         self.connect_timeout_s = connect_timeout_s
         self.timeout_s = timeout_s
         self._username = username
