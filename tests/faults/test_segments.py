@@ -297,6 +297,27 @@ def test_pages_come_and_go_while_segments_are_reclaimed(open_store: Open) -> Non
     assert all(again.verify(page) for page in here)
 
 
+def test_a_long_journal_becomes_an_index(
+    open_store: Open, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a segment has no page yet."""
+    monkeypatch.setattr("kara_worker.segment_directory._LEAST_JOURNAL", 8)
+    store = open_store()
+    flood(store, 21)
+    store.drop(make_page("/m/flood", 20)[0].page, "free")
+    store._files._places[0].new_head("kept", SEGMENT)  # type: ignore[attr-defined]
+    store._files.maintain()
+    store._files.maintain()
+    names = sorted(path.name for path in (root / "segments").iterdir() if path.suffix != ".seg")
+    assert [name.partition(".")[0] for name in names] == ["index", "journal"]
+    assert (root / "segments" / names[1]).stat().st_size == 0
+    flood(store, 2, "more")
+    store.close()
+    store = open_store()
+    assert store.stats().pages == 22
+    assert {file.path: file.pages for file in store.files()} == {"/m/flood": 20, "/m/more": 2}
+
+
 # -- damage -------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from kara_cache.page import HEADER_BYTES, PageHeader, PageId
 from kara_cache.page_record import LARGE_BYTES, LARGE_UNIT_BYTES, UNIT_BYTES
 from kara_worker.page_store import StoredPage
 
+NEVER = (1 << 32) - 1  # in steps: later than any page was made
 SEALED_MODE = 0o400  # of a file that gets no more pages; while it does, 0o600
 _COUNT_BITS = 21  # of an offset or a size in units: 128 MiB
 PLACE_BITS = 2 * _COUNT_BITS
@@ -78,7 +79,7 @@ class Segment:
         self.bytes = size  # on disk
         self.live = 0  # of them, of pages that are in the books
         self.pages: list[PageId] = []  # in the order they came, also those that have left
-        self.oldest, self.newest = 1 << 32, 0  # steps in which its pages were made
+        self.oldest, self.newest = NEVER, 0  # steps in which its pages were made
         self.pending = 0  # writes on their way
         self.sealed = sealed
         self.passed_at = 0.0  # monotonic; when a descriptor of it last went to another process

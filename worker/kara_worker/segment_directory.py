@@ -15,6 +15,7 @@ from kara_worker.page_file import CREATED_STEP_NS
 from kara_worker.page_index import FileRecord
 from kara_worker.page_space import PageSpace
 from kara_worker.segment import (
+    NEVER,
     PLACE_BITS,
     SEALED_MODE,
     Segment,
@@ -93,7 +94,7 @@ class SegmentDirectory:
     def _segment(self, number: int, size: int, sealed: bool) -> Segment:
         assert self._journal is not None
         segment = Segment(self.home.number, number, self._path(number), size, sealed=sealed)
-        segment.oldest, segment.newest = self._journal.ages.get(number, (0, 1 << 32))
+        segment.oldest, segment.newest = self._journal.ages.get(number, (0, NEVER))
         return segment
 
     def _cut(self, segment: Segment) -> None:

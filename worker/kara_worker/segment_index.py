@@ -12,7 +12,7 @@ _PLACE_MASK = (1 << PLACE_BITS) - 1
 
 
 class SegmentIndex(PageIndex[int]):
-    """About 180 bytes a page and 300 a file. Guarded by the store's lock, but for looking segments up."""
+    """About 160 bytes a page and 300 a file. Guarded by the store's lock, but for looking segments up."""
 
     def __init__(self) -> None:
         super().__init__()
