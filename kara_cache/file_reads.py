@@ -129,9 +129,13 @@ class FileReads:
     def _ask(self, worker: WorkerClient, part: _Part, *, keep: bool) -> None:
         file, view = part.file, part.view
         if keep and worker.link.is_local:
+            held = part.held
             self._read_local(worker, part)
             if part.held == len(view):
-                self._metrics.local_read(part.held, monotonic() - part.began)
+                if part.marks.hit is None:
+                    self._metrics.local_read(part.held, monotonic() - part.began)
+                else:
+                    self._answered(worker, part, held, hit=part.marks.hit)
                 return
             part.asked = monotonic()
         start = part.start + part.held
@@ -142,8 +146,12 @@ class FileReads:
         except PageCorrupt:
             self._report(worker, file, start, len(view))
             raise
+        self._answered(worker, part, part.held, hit=hit)
+
+    def _answered(self, worker: WorkerClient, part: _Part, held: int, *, hit: bool) -> None:
+        """All but the first `held` bytes came from the worker."""
         seconds = monotonic() - part.began
-        self._metrics.worker_read(len(part.view), part.held, seconds, hit=hit)
+        self._metrics.worker_read(len(part.view), held, seconds, hit=hit)
         if seconds >= self._slow.least_s:
             marks = part.marks
             marks.answer_s = marks.complete - part.asked - marks.connect_s
@@ -177,7 +185,7 @@ class FileReads:
         """Takes what pages of this host give; a corrupt one is reported, and its bytes left to a request."""
         start, view = part.start + part.held, part.view[part.held :]
         try:
-            part.held += self._local.read_into(worker, part.file, start, view, part.deadline)
+            part.held += self._local.read_into(worker, part.file, start, view, part.deadline, part.marks)
         except PageCorrupt as exc:
             self._failover.failed(worker, exc)
             self._report(worker, part.file, start, len(view))

@@ -18,9 +18,10 @@ from time import monotonic
 
 from kara_cache.cached_file import CachedFile
 from kara_cache.checksum import checksum
-from kara_cache.errors import CacheError, FormatError, KaraError, PageCorrupt
-from kara_cache.page import DEFAULT_PAGE_BYTES, HEADER_BYTES, PageHeader, PageId, block_bytes_for
-from kara_cache.page_record import unpack
+from kara_cache.errors import CacheError, KaraError, PageCorrupt
+from kara_cache.held_page import HeldPage, UnopenedPage, read_header
+from kara_cache.page import DEFAULT_PAGE_BYTES, HEADER_BYTES, block_bytes_for
+from kara_cache.read_stages import Marks
 from kara_cache.stripe import STRIPE_BYTES
 from kara_cache.worker_client import MAX_DESCRIPTORS, PassedPage, WorkerClient
 
@@ -32,6 +33,7 @@ RENEW_S = 30.0  # a page in use is asked for again so often, which tells the wor
 _REFUSED_S = 30.0  # a worker that passes no descriptors is not asked for so long
 _SWEEP_S = 1.0
 _SCRATCH_BYTES = 1 << 20
+_PASSED_BYTES = 32 << 10  # a longer read is faster through the descriptor
 BLOCK_BYTES = block_bytes_for(DEFAULT_PAGE_BYTES)
 SHORT_BLOCKS = 8
 _TOUCH_S = 0.5
@@ -39,25 +41,6 @@ _COPY_BYTES = 256 << 10  # covers of at most so many bytes are read aside and co
 
 Area = tuple[tuple[memoryview], memoryview, list[memoryview]]
 Key = tuple[int, bytes, int]  # page size, file id, index
-
-
-class HeldPage:
-    """An open page with a checked header. The descriptor closes with the last thread that uses it."""
-
-    __slots__ = ("block_bytes", "block_sums", "fd", "header", "length", "renew_at", "start", "touch_at")
-
-    def __init__(self, fd: int, header: PageHeader, renew_at: float, start: int = HEADER_BYTES) -> None:
-        self.fd = fd
-        self.start = start  # of the data in fd
-        self.header = header
-        self.length = header.length
-        self.block_bytes = header.block_bytes
-        self.block_sums = header.block_sums
-        self.renew_at = renew_at
-        self.touch_at = 0.0  # uses before then are one with the last that moved the page to the end
-
-    def __del__(self) -> None:
-        os.close(self.fd)
 
 
 class _Scratch(threading.local):
@@ -81,6 +64,7 @@ class LocalPages:
         self._limit = _usual_limit() if limit is None else limit
         self.now = clock
         self.pages: OrderedDict[Key, HeldPage] = OrderedDict()  # to look at; only methods change it
+        self._passed: OrderedDict[Key, UnopenedPage] = OrderedDict()  # not opened yet, those that came last
         self.page_sizes: tuple[int, ...] = ()  # of the workers whose pages are held, mostly one
         self._sweep_at = 0.0  # when to look again for pages that nobody reads any more
         self._scratch = _Scratch()
@@ -126,6 +110,7 @@ class LocalPages:
         """Lets go of every page; those in use close when their reads end."""
         with self._lock:
             self.pages.clear()
+            self._passed.clear()
 
     def holds(self, file: CachedFile, start: int, stop: int) -> bool:
         """Whether a read of [start, stop) would need no request: only a guess, pages come and go."""
@@ -199,11 +184,19 @@ class LocalPages:
         return done
 
     def read_into(
-        self, worker: WorkerClient, file: CachedFile, start: int, view: memoryview, deadline: float
+        self,
+        worker: WorkerClient,
+        file: CachedFile,
+        start: int,
+        view: memoryview,
+        deadline: float,
+        marks: Marks | None = None,
     ) -> int:
         """As `read_held`, and descriptors that are missing are asked of `worker`, which must be local.
 
-        A page that the worker has not got ends it, too: it has to be filled by a normal read.
+        A page that the worker has not got ends it, too: it has to be filled by a normal read. A small read
+        of a page that is not at hand is answered by the worker, which passes the page along:
+        `marks.hit` then says how, if it came without. Not without `marks`.
         """
         page_bytes, done, want = worker.link.page_bytes, 0, len(view)
         while done < want:
@@ -212,7 +205,23 @@ class LocalPages:
                 break
             index = (start + done) // page_bytes
             last = (start + want - 1) // page_bytes
-            if not self._ask(worker, file, index, self._run(file, index, last, page_bytes), deadline):
+            if self._passed and self._open_passed(worker, file, index):
+                continue
+            count = self._run(file, index, last, page_bytes)
+            if worker.no_descriptors_until > self.now():
+                break
+            if (
+                marks is not None
+                and count == 1
+                and want - done <= _PASSED_BYTES
+                and worker.link.passes_pages
+            ):
+                passed = worker.read_passing(file, start + done, view[done:], deadline=deadline, marks=marks)
+                if passed is not None:
+                    self._keep_passed((page_bytes, file.file_id, index), passed)
+                    marks.hit = None
+                return want
+            if index not in self._take(worker, file, index, count, deadline):
                 break
         return done
 
@@ -226,12 +235,6 @@ class LocalPages:
         pages_end = -(-min(stripe_end, file.size) // page_bytes)
         return min(pages_end - index, MAX_DESCRIPTORS, self._limit // 2)
 
-    def _ask(self, worker: WorkerClient, file: CachedFile, first: int, count: int, deadline: float) -> bool:
-        """Whether the first of `count` pages is at hand now."""
-        if worker.no_descriptors_until > self.now():
-            return False
-        return first in self._take(worker, file, first, count, deadline)
-
     def _take(
         self, worker: WorkerClient, file: CachedFile, first: int, count: int, deadline: float
     ) -> Sequence[int]:
@@ -244,14 +247,31 @@ class LocalPages:
             # an answer, but no descriptors: it may refuse them for its own reasons, the read goes on without
             worker.no_descriptors_until = self.now() + _REFUSED_S
             return ()
-        return self._keep(worker, file, passed)
+        return self._keep(worker, file, passed, self.now() + RENEW_S)
 
-    def _keep(self, worker: WorkerClient, file: CachedFile, passed: Sequence[PassedPage]) -> list[int]:
+    def _keep_passed(self, key: Key, passed: PassedPage) -> None:
+        page = UnopenedPage(passed.fd, passed.place, self.now() + RENEW_S)
+        with self._lock:
+            self._passed[key] = page
+            if len(self._passed) > self._limit // 4:
+                self._passed.popitem(last=False)
+
+    def _open_passed(self, worker: WorkerClient, file: CachedFile, index: int) -> bool:
+        """Whether a page is at hand now that came along with an earlier read."""
+        page = self._passed.pop((worker.link.page_bytes, file.file_id, index), None)
+        if page is None or page.renew_at < self.now():
+            return False
+        fd, page.fd = page.fd, -1
+        return bool(self._keep(worker, file, (PassedPage(index, fd, page.place),), page.renew_at))
+
+    def _keep(
+        self, worker: WorkerClient, file: CachedFile, passed: Sequence[PassedPage], renew_at: float
+    ) -> list[int]:
         """Takes over the descriptors whose headers are what they should be; their page indices."""
-        page_bytes, renew_at, kept = worker.link.page_bytes, self.now() + RENEW_S, []
+        page_bytes, kept = worker.link.page_bytes, []
         pages: list[tuple[Key, HeldPage]] = []
         for index, fd, place in passed:
-            header = _header(fd, place, file, index, page_bytes)
+            header = read_header(fd, place, file, index, page_bytes)
             if header is None:
                 os.close(fd)
                 continue
@@ -349,24 +369,3 @@ def _usual_limit() -> int:
     if soft == resource.RLIM_INFINITY:
         return _MOST_PAGES
     return max(_LEAST_PAGES, min(_MOST_PAGES, soft // 8))
-
-
-def _header(
-    fd: int, place: tuple[int, int] | None, file: CachedFile, index: int, page_bytes: int
-) -> PageHeader | None:
-    """The header, if it is the one of this page of this version of the file."""
-    try:
-        if place is None:
-            header = PageHeader.decode(os.pread(fd, HEADER_BYTES, 0))
-        else:
-            header = unpack(os.pread(fd, HEADER_BYTES, place[0]))
-    except (OSError, FormatError):
-        return None
-    expected = min(page_bytes, file.size - index * page_bytes)
-    if (
-        header.page != PageId(file.file_id, index)
-        or header.page_bytes != page_bytes
-        or header.length != expected
-    ):
-        return None
-    return header

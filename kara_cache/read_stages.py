@@ -37,6 +37,7 @@ class Marks:
     complete: float = 0.0  # monotonic; when the last byte of the body had come
     answer_s: float = 0.0  # from the request to then; worked out only if the read was slow, as all below
     verify_s: float = 0.0
+    hit: bool | None = None  # a worker answered from its SSD, or from a store
     fields: bytes = b""  # of the answer: the worker's own part is among them
     worker: Mapping[str, float] | None = None
     trace: bytes = b""  # header lines of a trace that the worker shall go on with

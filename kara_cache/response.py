@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kara_cache.errors import FormatError
 from kara_cache.read_stages import parse_stages
-from kara_cache.wire import PAGE_HEADER, STAGES_HEADER, SUM_HEADER
+from kara_cache.wire import PAGE_HEADER, PASS_HEADER, STAGES_HEADER, SUM_HEADER
 
 # a field's name as it stands in a lower-cased head
 _LENGTH = b"\r\ncontent-length:"
@@ -18,6 +18,7 @@ _CODING = b"\r\ntransfer-encoding:"
 _CONNECTION = b"\r\nconnection:"
 _SUM = f"\r\n{SUM_HEADER.lower()}:".encode()
 _STAGES = f"\r\n{STAGES_HEADER.lower()}:".encode()
+_PASS = f"\r\n{PASS_HEADER.lower()}:".encode()
 _PAGE = f"\r\n{PAGE_HEADER.lower()}:".encode()
 
 
@@ -67,6 +68,17 @@ def page_bytes_of(head: ResponseHead) -> int:
     if value is None or not value.isdigit() or not 0 < int(value) < 1 << 40:
         raise FormatError(f"{PAGE_HEADER} {value!r:.40}")
     return int(value)
+
+
+def place_of(head: ResponseHead) -> tuple[int, int] | None:
+    """Where the passed page lies in its descriptor; None: in a file of its own. Raises FormatError."""
+    value = _value(head.fields, _PASS)
+    if value == b"own":
+        return None
+    record, comma, data = (value or b"").partition(b",")
+    if not comma or not (record.isdigit() and data.isdigit()) or len(record) + len(data) > 36:
+        raise FormatError(f"{PASS_HEADER} {value!r:.40}")
+    return int(record), int(data)
 
 
 def stages_told(fields: bytes) -> dict[str, float]:

@@ -36,6 +36,7 @@ PREFIX = "/kara/v1"
 STAGES_HEADER = "X-Kara-Stages"  # seconds of the worker's own part, `read_stages`; also a trailer
 SUM_HEADER = "X-Kara-Sum"  # lower-case hex, comma-separated, one for each piece; a trailer of a chunked body
 PAGE_HEADER = "X-Kara-Page"  # the worker's page size in bytes
+PASS_HEADER = "X-Kara-Pass"  # the page's descriptor came along: "own", or where its record and its data begin
 SOURCE_HEADER = "X-Kara-Source"  # "hit" when every page was on SSD, else "fill"
 MAX_HEAD_BYTES = 32 << 10  # request or response head; paths are at most a few KiB (S3: 1024 bytes)
 MAX_READ_BYTES = 64 << 20  # one stripe

@@ -14,6 +14,7 @@ from kara_cache.errors import CacheError, FormatError, WorkerUnavailable
 from kara_cache.membership.base import WorkerInfo
 from kara_cache.range_frames import RangeFrames
 from kara_cache.read_stages import Marks
+from kara_cache.response import place_of
 from kara_cache.ufs.base import FileInfo
 from kara_cache.verified_body import receive_verified
 from kara_cache.wire import decode_info
@@ -72,6 +73,37 @@ class WorkerClient:
         marks.connect_s = connection.connect_s
         link.release(connection)
         return connection.head.length is not None
+
+    def read_passing(
+        self, file: CachedFile, start: int, view: memoryview, *, deadline: float, marks: Marks
+    ) -> PassedPage | None:
+        """As `read_into`, within one page; returns the page as well if the worker passed it along.
+
+        The descriptor belongs to the caller. Only while the link is local and passes pages.
+        """
+        link = self.link
+        request = b"%b%d&length=%d&pass=1%b" % (file.reading, start, len(view), link.tail())
+        connection, fds = link.send_for_descriptors(request, 1, deadline)
+        try:
+            if connection.head.status != 200:
+                link.document(connection, file.path)
+            try:
+                marks.fields, marks.complete = receive_verified(connection, file.path, start, view)
+                place = place_of(connection.head) if fds else None
+            except FormatError as exc:
+                link.discard(connection)
+                raise WorkerUnavailable(f"{connection.where}: {exc}", reason="protocol") from exc
+            except BaseException:
+                link.discard(connection)
+                raise
+            marks.connect_s = connection.connect_s
+            marks.hit = connection.head.length is not None
+            link.release(connection)
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return PassedPage(start // link.page_bytes, fds[0], place) if fds else None
 
     def start_ranges(self, body: bytes, deadline: float) -> RangesRequest:
         """Sends a request of `wire.encode_ranges` and lets the worker work on it."""

@@ -55,6 +55,7 @@ class WorkerLink:
     def __init__(self, worker: WorkerInfo, transport: Transport) -> None:
         self.worker = worker
         self.page_bytes = 0  # known once the unix socket was used
+        self.passes_pages = False  # with reads, over the unix socket
         self.is_local = False  # the unix socket answered, and with the right identity
         self._transport = transport
         self.patience_s = _PATIENCE * transport.stall_timeout_s  # where silence may mean a slow store
@@ -275,6 +276,7 @@ class WorkerLink:
             what = f"{connection.where}: is worker {found}, not {self.worker.id}"
             raise WorkerUnavailable(what, reason="protocol")
         self.page_bytes = page_bytes
+        self.passes_pages = document.get("passes_pages") is True
         self.is_local = True
 
     # -- life --------------------------------------------------------------------------------------

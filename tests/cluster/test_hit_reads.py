@@ -14,9 +14,14 @@ from urllib.request import urlopen
 
 import pytest
 from main_job import client_of
+from scripted_worker import FixedMembership
 
+from kara_cache.cache_client import CacheClient
 from kara_cache.checksum import checksum
+from kara_cache.config import ClientConfig
+from kara_cache.membership.base import WorkerInfo
 from kara_cache.wire import read_target
+from kara_cache.worker_link import boot_id
 from kara_worker.testing.cluster import LocalCluster
 
 MIB = 1 << 20
@@ -206,3 +211,49 @@ def test_a_request_that_asks_for_the_end_gets_it(cluster: LocalCluster, talk: Ta
     talk.sock.sendall(f"GET {made} HTTP/1.1\r\nHost: w\r\nConnection: close\r\n\r\n".encode())
     assert talk.answer()[1] == SMALL
     assert talk.sock.recv(1) == b""
+
+
+def member(cluster: LocalCluster) -> WorkerInfo:
+    """The worker as one on this host."""
+    worker = cluster.workers[0]
+    return WorkerInfo(
+        worker.id, "127.0.0.1", worker.port, socket_path=str(worker.ready["socket_path"]), boot_id=boot_id()
+    )
+
+
+def test_a_small_read_on_the_same_host_brings_its_page_along(cluster: LocalCluster) -> None:
+    for start in (0, MIB):
+        target(cluster, "large", start, 10)
+    with CacheClient(ClientConfig(), membership=FixedMembership(member(cluster))) as client:
+        info, before = client.info("/m/large"), hits(cluster)
+        assert client.read(info, MIB + 500, 4096) == LARGE[MIB + 500 : MIB + 4596]
+        assert hits(cluster) - before == 1
+        for start in (MIB, MIB + 70_000, 2 * MIB - 4096):  # the page is at hand now
+            assert client.read(info, start, 4096) == LARGE[start : start + 4096]
+        assert hits(cluster) - before == 1
+        assert client.metrics.reads == {"worker": 0, "local": 4, "store": 0, "error": 0}
+        assert client.read(info, 77, 4096) == LARGE[77 : 77 + 4096]
+        assert hits(cluster) - before == 2
+
+
+def test_a_page_that_is_damaged_after_it_came_along_is_noticed(cluster: LocalCluster) -> None:
+    target(cluster, "small", 0, 10)
+    with CacheClient(ClientConfig(), membership=FixedMembership(member(cluster))) as client:
+        info = client.info("/m/small")
+        assert client.read(info, 4500, 50) == SMALL[4500:4550]
+        for page in (path for path in Path(cluster.workers[0].page_dir).rglob("*") if path.is_file()):
+            if (at := page.read_bytes().find(SMALL[:64])) >= 0:
+                with page.open("r+b") as file:
+                    file.seek(at + 100)
+                    file.write(bytes([SMALL[100] ^ 1]))
+        assert client.read(info, 90, 20) == SMALL[90:110]
+        assert client.metrics.fallbacks == {"corrupt": 1}
+
+
+def test_a_page_is_passed_only_where_it_can_be(cluster: LocalCluster, talk: Talk) -> None:
+    """A reader on another host that asks for it gets the bytes alone."""
+    made = target(cluster, "small", 0, 100)
+    for _ in range(AGAIN):
+        ((fields, body),) = talk.ask(f"{made}&pass=1")
+        assert body == SMALL[:100]
+        assert "x-kara-pass" not in fields

@@ -257,7 +257,7 @@ class PageServer:
 
     async def _worker(self, request: Request) -> None:
         self._access.identify(request)
-        await request.respond_json(self._status())
+        await request.respond_json({**self._status(), "passes_pages": True})
 
     async def _explain(self, request: Request) -> None:
         path = self._allowed(request, "read")
