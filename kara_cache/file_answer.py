@@ -43,7 +43,7 @@ def encode_document(info: FileInfo) -> bytes:
 def decode_document(line: bytes | bytearray | memoryview) -> FileInfo:
     """Raises FormatError."""
     try:
-        document = json.loads(bytes(line))
+        document = json.loads(bytes(line).decode())  # text, or json looks for its encoding first
     except (ValueError, RecursionError) as exc:
         raise FormatError(f"file info: no JSON: {bytes(line[:80])!r}") from exc
     return decode_info(document)

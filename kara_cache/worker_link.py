@@ -121,16 +121,18 @@ class WorkerLink:
         the worker had closed meanwhile is replaced once, silently: that is no failure. Raises
         WorkerUnavailable, or WorkerBusy when all connections are lent.
         """
-        connection = self.start(request, deadline)
+        connection = self.start(request, deadline, patient=patient)
         if patient:
             connection.stall_s = self.patience_s
         connection = self.answer(connection, request, deadline)
         connection.stall_s = self._transport.stall_timeout_s
         return connection
 
-    def start(self, request: bytes, deadline: float) -> Connection:
+    def start(self, request: bytes, deadline: float, *, patient: bool = False) -> Connection:
         """The first half of `send`: the worker has something to do. `answer` must follow."""
         connection = self.borrow(deadline)
+        if patient:  # before anything is sent: two system calls less
+            connection.stall_s = self.patience_s
         try:
             connection.send(request, deadline)
             return connection

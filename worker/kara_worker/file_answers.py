@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from kara_cache.checksum import checksum
 from kara_cache.errors import PageCorrupt
 from kara_cache.file_answer import BYTES_HEADER, MAX_BYTES, encode_document
+from kara_cache.mount import Mount
 from kara_cache.page import PageId
 from kara_cache.ufs.base import FileInfo
 from kara_cache.wire import PAGE_HEADER, RANGE_FRAME, SUM_HEADER, encode_error, encode_info
@@ -28,9 +29,26 @@ from kara_worker.verified_read import in_memory, read_verified, read_verified_co
 _COPY_BYTES = 32 << 10  # up to here one read and one send are cheaper than a probe and a sendfile
 _PARALLEL = 16  # files of one request that may wait for a store at a time
 _GATHER_BYTES = 256 << 10  # frames are joined up to about this size: one send for many
+_PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nContent-Type: application/json\r\n\r\n%b"
 
 Load = Callable[[FileRef, int, int], Awaitable[bytes]]
 Items = list[memoryview | bytes | PageSlice]
+
+
+class Asked:
+    """A question that was answered before, and what of the answer holds as long as the facts do."""
+
+    __slots__ = ("at_most", "document", "info", "length", "mount", "path", "start", "wanted")
+
+    def __init__(self, path: str, mount: Mount, start: int, length: int, at_most: int) -> None:
+        self.path = path
+        self.mount = mount
+        self.start = start
+        self.length = length
+        self.at_most = at_most
+        self.info: FileInfo | None = None
+        self.document = b""
+        self.wanted: tuple[FileRef, int] | None = None
 
 
 class FileAnswers:
@@ -44,26 +62,33 @@ class FileAnswers:
         self._metrics = metrics
         self._load = load
         self._scratch = memoryview(mmap.mmap(-1, 2 * cache.page_bytes))
+        self._answered = metrics.requests["info", "ok"]  # found once, used for every hit
+        self._head = (
+            f"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n{BYTES_HEADER}: %d\r\n"
+            f"{PAGE_HEADER}: {cache.page_bytes}\r\n{SUM_HEADER}: %b\r\n\r\n%b"
+        ).encode()
 
-    def try_known(self, connection: Connection, path: str, start: int, length: int, at_most: int) -> bool:
+    def try_known(self, connection: Connection, asked: Asked) -> bool:
         """Answers at once if the facts are known and the bytes are in memory; else nothing was sent."""
         began = time.perf_counter()
-        info = self._facts.known(path)
+        info = self._facts.held(asked.path, asked.mount)
         if info is None:
             return False
-        found = self._wanted(info, start, length, at_most)
-        if found is None:
-            connection.send(_plain(info))
+        if info is not asked.info:
+            asked.info, asked.document = info, encode_document(info)
+            asked.wanted = self._wanted(info, asked.start, asked.length, asked.at_most)
+        if asked.wanted is None:
+            connection.send(_PLAIN % (len(asked.document), asked.document))
         else:
-            ref, stop = found
-            pages = self._cache.peek(ref, start, stop)
-            prepared = None if pages is None else self._prepare(pages, start, stop)
+            ref, stop = asked.wanted
+            pages = self._cache.peek(ref, asked.start, stop)
+            prepared = None if pages is None else self._prepare(pages, asked.start, stop)
             if prepared is None:
                 return False
             items, sums = prepared
-            connection.send(*self._answer(info, stop - start, sums, items))
-            self._count(ref, len(sums), stop - start)
-        self._metrics.observe("info", "ok", time.perf_counter() - began)
+            connection.send(*self._answer(asked.document, stop - asked.start, sums, items))
+            self._count(ref, len(sums), stop - asked.start)
+        self._answered.observe(time.perf_counter() - began)
         return True
 
     async def respond(
@@ -102,7 +127,7 @@ class FileAnswers:
             return False
         items, sums = prepared
         request.started = True
-        await request.write(*self._answer(info, stop - start, sums, items))
+        await request.write(*self._answer(encode_document(info), stop - start, sums, items))
         self._count(ref, len(sums), stop - start)
         return True
 
@@ -156,13 +181,9 @@ class FileAnswers:
             sums.append(f"{checksum(data):016x}")
         return items, sums
 
-    def _answer(self, info: FileInfo, count: int, sums: Sequence[str], items: Items) -> Items:
-        document = encode_document(info)
-        head = (
-            f"HTTP/1.1 200 OK\r\nContent-Length: {len(document) + count}\r\n{BYTES_HEADER}: {count}\r\n"
-            f"{PAGE_HEADER}: {self._cache.page_bytes}\r\n{SUM_HEADER}: {','.join(sums)}\r\n\r\n"
-        )
-        return [head.encode() + document, *items]
+    def _answer(self, document: bytes, count: int, sums: Sequence[str], items: Items) -> Items:
+        head = self._head % (len(document) + count, count, ",".join(sums).encode(), document)
+        return [head, *items]
 
     def _count(self, ref: FileRef, pages: int, count: int) -> None:
         self._metrics.page_hits += pages
@@ -234,11 +255,3 @@ class FileAnswers:
             ]
         except (BlockingIOError, PageCorrupt):
             return None
-
-
-def _plain(info: FileInfo) -> bytes:
-    body = json.dumps(encode_info(info)).encode()
-    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nContent-Type: application/json\r\n\r\n%b" % (
-        len(body),
-        body,
-    )

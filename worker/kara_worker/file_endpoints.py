@@ -12,14 +12,14 @@ from kara_cache.token import Claims
 from kara_cache.wire import PREFIX
 from kara_worker.access import AccessControl
 from kara_worker.arguments import max_age_s, number, text
-from kara_worker.file_answers import FileAnswers
+from kara_worker.file_answers import Asked, FileAnswers
 from kara_worker.file_facts import FileFacts
 from kara_worker.http_request import Request
 from kara_worker.http_server import Connection
 
 _INFO = f"GET {PREFIX}/info?".encode()
 _ANY_SIZE = 1 << 62
-_MAX_QUERIES = 65_536
+_MAX_QUERIES = 32_768  # of some 700 bytes each
 
 
 class FileEndpoints:
@@ -30,7 +30,7 @@ class FileEndpoints:
         self._facts = facts
         self._access = access
         # what a query asks for, of those that can be answered again without a store
-        self._queries: dict[bytes, tuple[str, int, int, int]] = {}
+        self._queries: dict[bytes, Asked] = {}
 
     def routes(self) -> dict[tuple[str, str], tuple[str, Callable[[Request], Awaitable[None]]]]:
         return {
@@ -47,7 +47,7 @@ class FileEndpoints:
         asked = self._queries.get(query)
         if asked is None or b"onnection: close" in head or not self._access.granted(connection, head, query):
             return False
-        return self._answers.try_known(connection, *asked)
+        return self._answers.try_known(connection, asked)
 
     def forget(self) -> None:
         """After the mount table changed."""
@@ -62,7 +62,7 @@ class FileEndpoints:
         if "age" not in request.query and self._facts.known(path) is not None:
             if len(self._queries) >= _MAX_QUERIES:
                 self._queries.clear()
-            self._queries[query] = path, start, length, at_most
+            self._queries[query] = Asked(path, self._facts.mount_of(path), start, length, at_most)
 
     async def _files(self, request: Request) -> None:
         paths = decode_paths(await request.body_bytes(MAX_BODY_BYTES))

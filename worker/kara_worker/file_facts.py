@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+from kara_cache.mount import Mount
 from kara_cache.ufs.base import FileInfo
 from kara_worker.listings import Listings
 from kara_worker.mounted_stores import MountedStores
@@ -60,6 +61,16 @@ class FileFacts:
             return None
         mount, _ = self._stores.locate(path)
         return known[1] if mount.freshness.trusts(self._clock() - known[0]) else None
+
+    def mount_of(self, path: str) -> Mount:
+        return self._stores.locate(path)[0]
+
+    def held(self, path: str, mount: Mount) -> FileInfo | None:
+        """As `known`, for a normal path of this mount."""
+        known = self._known.get(path)
+        if known is None or not mount.freshness.trusts(self._clock() - known[0]):
+            return None
+        return known[1]
 
     def remember(self, info: FileInfo) -> None:
         """What the store has just told in a listing; of use where the mount trusts it for a while."""
