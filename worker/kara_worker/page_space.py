@@ -140,15 +140,23 @@ class PageSpace(Generic[E]):
                 self._policy.track(page, size, group)
         return spare
 
-    def adopt(self, found: Iterable[tuple[PageId, int, str]]) -> None:
-        """Pages of an earlier process, with size and group, that enter the index one by one."""
+    def adopt(self, found: Iterable[tuple[int, str]]) -> None:
+        """Sizes and groups of pages of an earlier process that enter the index as this goes on. The policy
+        hears of them by `track_found`, which takes longer than all else."""
         with self._lock:
-            track, quotas = self._policy.track, self._quotas
-            for page, size, group in found:
+            quotas = self._quotas
+            for size, group in found:
                 self.bytes += size
                 if quotas:
                     self._count(group, size)
-                track(page, size, group)
+
+    def track_found(self, pages: Iterable[PageId]) -> None:
+        """Adopted pages, of which some may have left."""
+        with self._lock:
+            index, track = self._index, self._policy.track
+            for page in pages:
+                if (entry := index.get(page)) is not None:
+                    track(page, index.size(entry), index.group(page, entry))
 
     def add(self, page: PageId, entry: E, path: str, group: str) -> None:
         """The page is in its place; its bytes were reserved, and it is not in the books yet."""

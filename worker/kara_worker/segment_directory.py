@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -39,6 +40,7 @@ class SegmentDirectory:
     def __init__(self, home: PageDirectory, index: SegmentIndex) -> None:
         self.home = home
         self.heads: dict[str, SegmentHead] = {}  # by what is added there
+        self.found: deque[PageId] = deque()  # pages of an earlier process that the policy does not know yet
         self._index = index
         self._folder = f"{home.root}/{FOLDER}"
         self._journal: Journal | None = None
@@ -68,6 +70,7 @@ class SegmentDirectory:
         spare: list[tuple[PageId, int]] = []
         space.adopt(self._index.adopt(journal.pages, segments, journal.files, spare))
         self.log_gone(spare)
+        self.found = deque(journal.pages)
         journal.forget_found()
         for number in sizes.keys() - numbers:  # nothing in them was ever written down, or all of it has left
             os.unlink(self._path(number))

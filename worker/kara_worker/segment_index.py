@@ -57,8 +57,8 @@ class SegmentIndex(PageIndex[int]):
         segments: dict[int, Segment],
         files: dict[bytes, tuple[str, str]],
         spare: list[tuple[PageId, int]],
-    ) -> Iterator[tuple[PageId, int, str]]:
-        """Pages of an earlier process, with size and group; their entries have numbers in place of slots.
+    ) -> Iterator[tuple[int, str]]:
+        """Pages of an earlier process; gives size and group. Their entries have numbers in place of slots.
 
         Second places of pages that are known are added to `spare`. One loop without calls of ours: it is
         what a restart takes, and pages of a file and of a segment follow each other.
@@ -92,7 +92,7 @@ class SegmentIndex(PageIndex[int]):
             record.bytes += size
             if index > record.last_index:
                 record.last_index = index
-            yield page, size, record.group
+            yield size, record.group
 
     def _came(self, page: PageId, entry: int) -> None:
         segment = self._slots[slot_in(entry)]
