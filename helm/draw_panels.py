@@ -23,6 +23,11 @@ from matplotlib import pyplot
 
 _STEPS = 240
 _COLUMNS = 3
+_SERIES = 8  # of one panel that a legend has room for, the largest
+_INTERVAL_S = 30  # of rates: clients hand in their counts every ten seconds
+# Requests of which there are few; the readers' are what a picture is for.
+_RARE = {"client_metrics", "mounts", "worker", "list", "load_progress", "list_loads", "submit_load", "end_load", "load",
+         "handover", "page"}  # fmt: skip
 _UNITS = {
     "Bps": "B/s",
     "bytes": "B",
@@ -59,7 +64,7 @@ def main() -> None:
         axis.set_axis_off()
     for panel, axis in zip(graphs, axes.flat, strict=False):
         _draw(panel, axis, options.prometheus, options.minutes * 60)
-    figure.savefig(options.out, dpi=70)
+    figure.savefig(options.out, dpi=75)
 
 
 def _draw(panel: Panel, axis: Any, prometheus: str, seconds: float) -> None:
@@ -69,6 +74,7 @@ def _draw(panel: Panel, axis: Any, prometheus: str, seconds: float) -> None:
         (_legend(legend, row["metric"]), row["values"])
         for legend, query in panel.queries.items()
         for row in _range(prometheus, query, seconds)
+        if row["metric"].get("method") not in _RARE
     ]
     if panel.kind in ("stat", "gauge"):
         value = float(series[0][1][-1][1]) * scale if series else math.nan
@@ -83,20 +89,50 @@ def _draw(panel: Panel, axis: Any, prometheus: str, seconds: float) -> None:
         )
         axis.set_axis_off()
         return
-    for legend, values in series[:12]:
-        times = [float(at) - float(values[-1][0]) for at, _ in values]
-        axis.plot(times, [float(value) * scale for _, value in values], label=legend, linewidth=1.2)
+    series = [one for one in series if _mean(one[1])] or series  # what never happened is left out
+    series = sorted(series, key=lambda one: -_mean(one[1]))[:_SERIES]
+    end = max((float(values[-1][0]) for _, values in series), default=0.0)
+    for legend, values in sorted(series, key=lambda one: one[0]):
+        times, heights = _with_gaps(values, 3 * seconds / _STEPS)
+        axis.plot(
+            [at - end for at in times], [height * scale for height in heights], label=legend, linewidth=1.2
+        )
     axis.set_xlabel("seconds", fontsize=8)
     axis.yaxis.set_major_formatter(lambda value, _: _short(value, panel.unit))
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlim(-seconds, 0)
     axis.set_ylim(bottom=0)
     if any(legend for legend, _ in series):
-        axis.legend(fontsize=7, loc="best")
+        axis.legend(fontsize=7, loc="best", framealpha=0.6, ncols=1 if len(series) < 4 else 2)
+
+
+def _with_gaps(values: list[Any], longest_s: float) -> tuple[list[float], list[float]]:
+    """A line ends where nobody was there to be asked."""
+    times: list[float] = []
+    heights: list[float] = []
+    for text, value in values:
+        at = float(text)
+        if times and at - times[-1] > longest_s:
+            times.append(at)
+            heights.append(math.nan)
+        times.append(at)
+        heights.append(float(value))
+    return times, heights
+
+
+def _mean(values: list[Any]) -> float:
+    numbers = [float(value) for _, value in values if not math.isnan(float(value))]
+    return sum(numbers) / len(numbers) if numbers else 0.0
 
 
 def _range(prometheus: str, query: str, seconds: float) -> list[dict[str, Any]]:
-    for name, value in {"$__rate_interval": "15s", "$__range": f"{int(seconds)}s", "$price": "0.08"}.items():
+    for name, value in {
+        "$__rate_interval": f"{_INTERVAL_S}s",
+        "$__range": f"{int(seconds)}s",
+        "$price": "0.08",
+    }.items():
         query = query.replace(name, value)
     query = re.sub(r'(\w+)=~"\$\w+"', r'\1=~".*"', query)
     end = time.time()
