@@ -210,12 +210,7 @@ class LocalPages:
             count = self._run(file, index, last, page_bytes)
             if worker.no_descriptors_until > self.now():
                 break
-            if (
-                marks is not None
-                and count == 1
-                and want - done <= _PASSED_BYTES
-                and worker.link.passes_pages
-            ):
+            if marks is not None and count == 1 and want - done <= _PASSED_BYTES and worker.link.passes_pages:
                 passed = worker.read_passing(file, start + done, view[done:], deadline=deadline, marks=marks)
                 if passed is not None:
                     self._keep_passed((page_bytes, file.file_id, index), passed)
