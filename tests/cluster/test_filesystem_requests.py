@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,29 @@ def test_a_range_comes_with_the_facts_whatever_the_size_of_the_file(place: Place
     assert fs.cat_file("data/big", 10, 10) == b""
     assert fs.cat_file("data/big", len(data) + 1, len(data) + 2) == b""
     assert fs.cat_file("data/big", -10, -5) == data[-10:-5]
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_who_reads_in_sequence_gets_read_ahead_and_nobody_else(place: Place, interleaved: bool) -> None:
+    data = random.Random(5).randbytes(3 << 20)
+    write(place, "sequence", data)
+    fs = place.filesystem(timeout_s=27.0)
+    with fs.open("data/sequence") as file:
+        for start in range(1 << 20, 3 << 20, 300_000):
+            file.seek(start)
+            assert file.read(1000) == data[start : start + 1000]
+    assert fs.client.metrics.read_ahead == {"fetched": 0, "hit": 0, "waste": 0}
+    with fs.open("data/sequence") as file:
+        out = bytearray()
+        while piece := file.read(100_000):
+            out += piece
+            if interleaved and len(out) == 200_000:
+                file.seek(2 << 20)  # here and back, as readers of archives do
+                file.read(10)
+                file.seek(len(out))
+    assert out == data
+    assert fs.client.metrics.read_ahead["hit"] > 1 << 20
+    fs.close()
 
 
 def test_empty_files_directories_and_missing_ones(place: Place) -> None:
