@@ -9,9 +9,9 @@ from kara_cache.errors import StaleVersion, UnderStoreError
 from kara_cache.ufs.base import FileInfo, Progress
 from kara_cache.ufs.http_head import condition, content_length, content_range, encoding, version_of
 from kara_cache.ufs.http_session import HttpResponse
+from kara_cache.ufs.milestones import Milestones
 from kara_cache.ufs.retry import Attempts, TryAgain
 
-PROGRESS_BYTES = 256 << 10
 _SCRATCH_BYTES = 64 << 10
 
 
@@ -41,9 +41,8 @@ class HttpRead:
         self._pinned = bool(version)
         self._version = version
         self._max_skip_bytes = max_skip_bytes
-        self._progress = progress
+        self._milestones = Milestones(progress)
         self._done = 0  # bytes of the buffer that are valid
-        self._reported: int | None = None  # what `progress` was told last
         self._at_end = not len(buffer)
 
     def go_on(
@@ -62,7 +61,7 @@ class HttpRead:
                 self._take(response, info, attempts)
             finally:
                 response.finish()
-        self._report(final=True)
+        self._milestones.ended(self._done)
         return self._done
 
     def _take(self, response: HttpResponse, info: Callable[[], FileInfo], attempts: Attempts) -> None:
@@ -125,7 +124,7 @@ class HttpRead:
                     return
                 raise TryAgain(f"{response.where}: body ended {stop - self._done} bytes early")
             self._done += count
-            self._report()
+            self._milestones.passed(self._done)
 
     def _skip(self, response: HttpResponse, count: int, attempts: Attempts) -> None:
         scratch = memoryview(bytearray(min(count, _SCRATCH_BYTES)))
@@ -148,14 +147,14 @@ class HttpRead:
 
     def _other_version(self, response: HttpResponse, found: str) -> NoReturn:
         message = f"{response.where}: version {self._version} wanted, {found} found"
-        if self._pinned or self._reported:
+        if self._pinned or self._milestones.told:
             raise StaleVersion(message)
         self._start_over(message)
         raise TryAgain(message)
 
     def _start_over(self, why: str) -> None:
         """Forgets what was read, unless somebody was told that it is valid and may have used it."""
-        if self._reported:
+        if self._milestones.told:
             raise UnderStoreError(f"broke off after {self._done} bytes that are in use already: {why}")
         self._done, self._version = 0, ""
 
@@ -168,13 +167,6 @@ class HttpRead:
                 f"{response.where}: answers that nothing is at byte {at}, but its size is {now.size}"
             )
         self._at_end = True
-
-    def _report(self, *, final: bool = False) -> None:
-        if self._progress is None or self._done == self._reported:
-            return
-        if final or not self._reported or self._done - self._reported >= PROGRESS_BYTES:  # the first at once
-            self._reported = self._done
-            self._progress(self._done)
 
 
 def _check_time(response: HttpResponse, attempts: Attempts) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from kara_cache.errors import StaleVersion, UnderStoreError
 from kara_cache.ufs.base import Progress
+from kara_cache.ufs.milestones import Milestones
 from kara_cache.ufs.object_api import ObjectApi, ObjectBody
 from kara_cache.ufs.retry import Attempts, TryAgain
-
-PROGRESS_BYTES = 256 << 10
 
 
 class RangeRead:
@@ -30,14 +29,13 @@ class RangeRead:
         self._start = start
         self._buffer = buffer
         self._pin = version
-        self._progress = progress
+        self._milestones = Milestones(progress)
         self._done = 0
-        self._reported = -1  # what `progress` was told last
 
     def go_on(self, attempts: Attempts) -> int:
         """One GET from the byte reached; returns the bytes of the whole read. TryAgain: call it again."""
         if self._pin is None and self._done:  # bytes of two answers may be of two versions
-            if self._reported > 0:
+            if self._milestones.told:
                 raise UnderStoreError(f"{self._where}: broke off, and has no ETag to go on by")
             self._done = 0
         at, stop = self._start + self._done, self._start + len(self._buffer)
@@ -48,7 +46,7 @@ class RangeRead:
             with body:
                 self._check(body, at)
                 self._fill(body, min(stop, body.total) - self._start, attempts)
-        self._report()
+        self._milestones.ended(self._done)
         return self._done
 
     def _fill(self, body: ObjectBody, filled: int, attempts: Attempts) -> None:
@@ -61,8 +59,7 @@ class RangeRead:
             if not count:
                 raise TryAgain(f"{self._where}: the answer ended after {self._done} of {filled} bytes")
             self._done += count
-            if self._reported <= 0 or self._done - self._reported >= PROGRESS_BYTES:  # the first at once
-                self._report()
+            self._milestones.passed(self._done)
 
     def _check(self, body: ObjectBody, at: int) -> None:
         if self._pin is not None and not body.etag:
@@ -85,11 +82,6 @@ class RangeRead:
             raise StaleVersion(f"{self._where}: version {self._pin} wanted, {found.etag} found")
         if found.size > at:
             raise TryAgain(f"{self._where}: answered that nothing is at {at}, but size is {found.size}")
-
-    def _report(self) -> None:
-        if self._progress is not None and self._done != self._reported:
-            self._reported = self._done
-            self._progress(self._done)
 
     @property
     def _where(self) -> str:
