@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +79,7 @@ def page_churn(scene: Scene) -> list[Row]:
             for kind, us in values.items()
         }
         what = f"unlink + create + rename / a page through the store of segments, {size >> 10:,} KiB"
-        target = Target(4.0 if size >= 1 << 20 else 10.0)
+        target = {1 << 20: Target(4.0), 64 << 10: Target(10.0)}.get(size)
         rows += [
             Row(f"churn_{size}", f"{what}, time", [churn["unlink_create_wall"]], target, detail=detail),
             Row(f"churn_cpu_{size}", f"{what}, CPU", [churn["unlink_create_cpu"]], None),
@@ -95,3 +97,27 @@ def page_churn(scene: Scene) -> list[Row]:
         ),
         Row("churn_index", "memory of the index a page", [found["index_bytes_per_page"]], None, "bytes"),
     ]
+
+
+def image_folder(scene: Scene) -> list[Row]:
+    """Images of 110 KB, each opened, read and closed, and an epoch of a DataLoader that decodes them."""
+    missing = [name for name in ("torch", "PIL") if importlib.util.find_spec(name) is None]
+    if missing:
+        scene.skipped["image folder"] = f"not installed: {', '.join(missing)}"
+        return []
+    found = _result(scene, "image_folder")
+    rows = []
+    for name in [name for name in found["reads"][0] if name != "open()"]:
+        ratios = [one["open()"]["wall us"] / one[name]["wall us"] for one in found["reads"]]
+        detail = {
+            f"{who}, {metric}": statistics.median(one[who][metric] for one in found["reads"])
+            for who in ("open()", name)
+            for metric in found["reads"][0][name]
+        }
+        what = f"images of 110 KB: open() on the local disk / {name}, time of an image"
+        rows.append(Row(f"images_{name}", what, ratios, None, detail=detail))
+    for name in [name for name in found["epochs"][0] if name != "local"]:
+        ratios = [one[name]["images/s"] / one["local"]["images/s"] for one in found["epochs"]]
+        what = f"images of 110 KB, decoded by a DataLoader: {name} / local disk, images a second"
+        rows.append(Row(f"images_loader_{name}", what, ratios, None))
+    return rows
