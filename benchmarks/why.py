@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 _SMALL_HITS = (
-    "perf on the worker: of 28 us a request, 13 are in sendmsg, half of them spent waking the loader, "
-    "which sleeps because it is faster than the worker; 10 are the interpreter (in process: try_fast "
-    "6.4 us, of which finding the page and touching the policy 1.5, reading and verifying it 1.5), 3 "
-    "are recv and pread. nginx needs 14 in all. There are three system calls left, so what remains is "
-    "interpreter time."
+    "two system calls and the lines of Python between them, against nginx's own two and its C: "
+    "docs/performance/microseconds.md has every line. Which is ahead changes with how many answers leave "
+    "together, and so with how fast the loader is on this machine."
 )
 _NEAR = (
     "reading direct moves each byte once, from the kernel's memory; through the cache the same two "
@@ -17,38 +15,31 @@ _NEAR = (
 
 WHY: dict[str, str] = {
     "worker_4KiB": _SMALL_HITS,
-    "worker_100KiB": (
-        "the same 10 us of interpreter and the same wake-ups as at 4 KiB, beside a sendfile of 8 us; "
-        "the two probes for residence that were here are down to four a second and page."
-    ),
+    "worker_100KiB": _SMALL_HITS,
     "worker_1MiB": (
-        "sendfile of 1 MiB takes 60-70 us on both sides; the interpreter's 10 us beside it are what is "
-        "missing, within the spread of the rounds."
+        "sendfile is nearly all of it on both sides; the interpreter's part beside it is what is missing, "
+        "within the spread of the rounds."
+    ),
+    "worker_4MiB": (
+        "sendfile is nearly all of it on both sides; the interpreter's part beside it is what is missing, "
+        "within the spread of the rounds."
     ),
     "client_bare_1 MiB": (
         "the sum of 1 MiB (17 us), and the interpreter's part, which is the same as at 4 KiB, on about "
         "200 us."
     ),
     "batch_throughput": (
-        "the worker needs 9.5 us a sample in process: 10 KiB lie in two or three blocks of 16 KiB, "
-        "which are read (2 us), verified (1.5) and copied, besides 1.5 us to find the page; sending and "
-        "receiving add as much. 15x would be 5 us a sample on both sides."
+        "the ratio counts single reads too, and what makes those faster lowers it; for a sample of 10 KiB the "
+        "kernel's way from one process to the other costs as much as finding, reading and verifying it."
     ),
-    "fsspec_open": (
-        "not one hot spot: building and closing fsspec's file object, our reader behind it, its lock "
-        "and its window, and fsspec's own checks of the path; the request for the file's facts is in "
-        "both."
-    ),
+    "fsspec_open": ("not one hot spot: fsspec's file object and its checks of the path, and ours behind it."),
     "host_repeat": (
-        "pread of the 16 KiB block around the 4 KiB takes 1.6 us and its sum 0.4, counting 0.5; the "
-        "rest is the interpreter's. A repeat is as fast as open + pread + close, which verifies "
-        "nothing."
+        "pread of the blocks around the 4 KiB, their sums and the counting; the rest is the interpreter's. "
+        "The row of open + pread + close, which verifies nothing, is beside it."
     ),
     "host_first": (
-        "descriptors are asked for by a request that takes the general way: query parser, a task, JSON "
-        "and SCM_RIGHTS on the worker (py-spy: no part above 7 %), quoting of the path (25 us) and a "
-        "header to check on the client. Reads of bytes have a way of their own that skips all of it. A "
-        "reader in sequence gets 64 descriptors for one such request."
+        "the descriptor comes with the first read of a page, so a first touch is a request and a header "
+        "that is checked on the client; the request without a descriptor lacks the second."
     ),
     "cold_near_file": _NEAR,
     "cold_near_pieces": _NEAR,
