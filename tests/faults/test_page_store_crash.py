@@ -69,7 +69,7 @@ def test_killed_at_every_system_call_of_a_put(tmp_path: Path, kind: str, call: s
                 break
             assert child.killed()
         kills += 1
-        store = open_store(root, CAPACITY, kind)
+        store = open_store(root, 2 * CAPACITY, kind)  # so that it evicts nothing while we look
         try:
             list(store.files())
             # the put that succeeded before the kill may have made room by evicting the oldest
@@ -279,7 +279,7 @@ def test_killed_while_segments_are_reclaimed(tmp_path: Path, call: str) -> None:
                     if None in [child.ask(command) for command in asked]:
                         break
             assert child.killed(), f"{call} happened less than {when} times"
-        store = open_store(root, 32 * FOOTPRINT, "segments", 4 * FOOTPRINT)
+        store = open_store(root, 64 * FOOTPRINT, "segments", 4 * FOOTPRINT)  # evicts nothing by itself
         try:
             pages = [page_number(number) for number in (*range(30), *range(100, 150))]
             here = [page for page in pages if store.contains(page[0].page)]
