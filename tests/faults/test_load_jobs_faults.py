@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +70,24 @@ def test_the_coordinator_is_killed(tmp_path: Path) -> None:
         assert place.data_bytes() <= SIZE + lost + IN_FLIGHT
         assert job.coordinator != first.id
         assert place.cluster.total("kara_load_takeovers_total") == 1
+        place.check_exact(job)
+
+
+def fetching(worker: WorkerProcess) -> list[int]:
+    """Its processes that fetch."""
+    lists = [path.read_text() for path in Path(f"/proc/{worker.pid}/task").glob("*/children")]
+    found = [int(child) for text in lists for child in text.split()]
+    return [child for child in found if b"kara_worker.fetch" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_the_fetching_process_is_killed(tmp_path: Path) -> None:
+    with load_place(FILES, tmp_path, workers=1, load_threads=THREADS) as place:
+        job = submit_load(place.client, "/data", LoadOptions(bandwidth_bytes_per_s=SIZE // 4))
+        wait_for(place.client, job.id, lambda job: job.progress.bytes_fetched > SIZE // 8)
+        (pid,) = fetching(place.cluster.workers[0])
+        os.kill(pid, signal.SIGKILL)
+        job = ended(place, job)
+        assert place.data_bytes() <= SIZE + IN_FLIGHT
         place.check_exact(job)
 
 
