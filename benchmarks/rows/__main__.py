@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
         return 0
     signal.signal(signal.SIGTERM, _leave)
     count = options.rows or (_QUICK_ROWS if options.quick else FULL_ROWS)
-    rounds = options.rounds or (1 if options.quick else 5)
+    rounds = options.rounds or (1 if options.quick else 3)
     if options.nice:
         machine.raise_priority(os.getpid(), options.nice)
     with tempfile.TemporaryDirectory(prefix="kara-rows-", dir=options.home) as directory:
@@ -66,7 +66,7 @@ def _leave(*_: object) -> None:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rows", description=__doc__)
     parser.add_argument("--rows", type=int, help=f"how many; default {FULL_ROWS:,}, a gigabyte")
-    parser.add_argument("--rounds", type=int, help="default 5, quick 1")
+    parser.add_argument("--rounds", type=int, help="default 3, quick 1")
     parser.add_argument(
         "--quick", action="store_true", help="few rows, one round: for a look, not for a claim"
     )
@@ -79,7 +79,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--no-cluster", action="store_true", help="leave out the rows through three workers")
     parser.add_argument("--out", type=Path, help="directory for the report, for example docs/benchmarks")
     parser.add_argument("--home", help="where files lie; a disk with 15 GB. Default: the temporary directory")
-    parser.add_argument("--minutes", type=float, default=60, help="no new round after so many; default 60")
+    parser.add_argument("--minutes", type=float, default=10, help="no new round after so many; default 10")
     parser.add_argument("--nice", type=int, default=0, help="e.g. -10 as root on a machine that others use")
     parser.add_argument(
         "--rewrite", action="store_true", help="measure nothing: text from the numbers in --out"

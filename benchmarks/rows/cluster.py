@@ -185,8 +185,8 @@ def _round(
     home: Path,
 ) -> dict[str, dict[str, float]]:
     for column in READS:
-        if columns and column.key not in columns:
-            continue
+        if (columns and column.key not in columns) or (number and column.key not in _TARGETS):
+            continue  # after the first round only those of which a ratio is wanted
         print(f"cluster, round {number + 1}: {column.title}", file=sys.stderr, flush=True)
         for name in order:
             if column.key in found.results.failed.get(name, {}):

@@ -41,12 +41,14 @@ Written by `python -m benchmarks.rows --out docs/benchmarks`. The rows are made 
 `benchmarks/rows/generate.py`: {count:,} JSON records, {size:,} bytes, {average:,} on average. Every format
 has the same rows on the same disk, all in the kernel's memory, and runs in a process and an environment of
 its own. A column goes round all formats before the next one begins; {rounds} rounds, every second one
-backwards. What counts is the median of the ratios within each round. `kara_cache` verifies every row that
-it reads; *mmap* is what Python can do with one file, offsets in memory and no check.
+backwards. After the first one only those ratios are measured again of which something was wanted: all of
+them would take half an hour. What counts is the median of the ratios within each round. `kara_cache`
+verifies every row that it reads; *mmap* is what Python can do with one file, offsets in memory and no
+check.
 
-How each column is measured, the better of two runs in a round (one for append, and where a run takes over
-2 s; a run ends after 4 s, and what it read until then counts): **append** from the first row until the
-format has closed its files, to a file system in memory, so that the disk is not what is measured.
+How each column is measured, the better of two runs in a round (one for append and DataLoaders, and where a
+run takes over 1 s; a run ends after 2 s, and what it read until then counts): **append** from the first row
+until the format has closed its files, to a file system in memory, so that the disk is not what is measured.
 **sequential** iterates. **random** is 20,000 single reads. **permutation** reads all rows in random
 order, in batches of 256 where the format has them. **shuffled** is the format's own shuffled epoch:
 chunks and blocks for litdata and MosaicML; all others, ours too, go through kara-storage's pool of 4,096

@@ -30,7 +30,7 @@ from typing import Any
 RANDOM_ROWS = 20_000
 POOL_ROWS = 4096  # of the shuffle for formats without one: kara-storage's algorithm and default
 BATCH_ROWS = 256
-LIMIT_S = 4.0  # of one measurement; what was read until then counts
+LIMIT_S = 2.0  # of one measurement; what was read until then counts
 
 Decode = Callable[[Any], Any]
 
