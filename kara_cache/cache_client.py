@@ -91,6 +91,7 @@ class CacheClient:
         self._failover = Failover(self._cluster, self._metrics, timeout_s=config.timeout_s, fallback=fallback)
         self._local = LocalPages()
         self._reads = self._make_reads()
+        self._reads.changed = self._changed
         self._ranges = RangeReads(self._failover, self._reads, self._local, self._metrics)
         self._changes = OwnChanges()
         self._lookups = FileLookups(self._failover, self._known_mounts, self._changes, self._metrics)
@@ -174,7 +175,7 @@ class CacheClient:
         return found
 
     def _changed(self, path: str) -> None:
-        """After a change of a file by this process, whether it succeeded or not."""
+        """After a change of a file by this process, if it succeeded or not, or by others as it turned out."""
         self._changes.note(path)
         self._lookups.forget(path)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 
 from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientMetrics
-from kara_cache.errors import CacheError, PageCorrupt, UnderStoreError
+from kara_cache.errors import CacheError, PageCorrupt, StaleVersion, UnderStoreError
 from kara_cache.failover import Call, Detours, Failover
 from kara_cache.local_pages import LocalPages
 from kara_cache.metrics_push import MetricsPush
@@ -50,6 +51,7 @@ class FileReads:
         push: MetricsPush,
         slow: SlowReads,
     ) -> None:
+        self.changed: Callable[[str], None] = _nothing  # told the path when a version turned out to be gone
         self._failover = failover
         self._local = local
         self._metrics = metrics
@@ -118,8 +120,10 @@ class FileReads:
                 part.deadline,
             )
             failover.run(call, table=table, owners=owners, detours=detours)
-        except BaseException:
+        except BaseException as exc:
             self._metrics.failed_read(monotonic() - part.began)
+            if isinstance(exc, StaleVersion):
+                self.changed(file.path)
             raise
 
     def _ask_again(self, worker: WorkerClient, part: _Part, *, keep: bool) -> None:
@@ -203,3 +207,7 @@ class FileReads:
         # if it cannot be told now, it finds out by itself when it serves the page
         with suppress(CacheError, OSError, ValueError):
             worker.verify(file, start, count, monotonic() + _VERIFY_S)
+
+
+def _nothing(path: str) -> None:
+    pass

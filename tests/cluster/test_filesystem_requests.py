@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from kara_cache.errors import StaleVersion
 from kara_cache.filesystem import KaraFileSystem
 from kara_worker.testing.cluster import LocalCluster
 
@@ -102,7 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def no_detours(place: Place) -> Iterator[None]:
     """Bytes that came another way would be right, too, and hide what is wrong."""
     yield
-    assert place.filesystem().client.metrics.fallbacks == {}
+    assert place.filesystem().client.metrics.fallbacks.keys() <= {"stale"}
 
 
 def write(place: Place, name: str, data: bytes) -> None:
@@ -267,6 +268,17 @@ def test_revalidate_asks_the_store_at_every_open(place: Place) -> None:
         assert place.store_looks() == looks + 1
     write(place, "fresh/file", b"another")
     assert fs.cat(["data/fresh/file", "data/fresh/file"]) == {"data/fresh/file": b"another"}
+
+
+@pytest.mark.parametrize("mount", ["data", "minute", "fixed"])
+def test_who_finds_a_version_gone_gets_the_new_one_by_opening_again(place: Place, mount: str) -> None:
+    fs, name = place.filesystem(), f"gone-{mount}"
+    write(place, name, SMALL * 100)
+    with fs.open(f"{mount}/{name}") as file:
+        write(place, name, b"another file")  # against the rules of a mount that is immutable
+        with pytest.raises(StaleVersion):
+            file.read()
+    assert read_whole(fs, f"{mount}/{name}") == b"another file"
 
 
 @pytest.mark.parametrize("mount", ["data", "minute", "fixed"])
