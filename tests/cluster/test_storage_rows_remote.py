@@ -14,6 +14,7 @@ from kara_cache import KaraStorage
 from kara_cache.errors import KaraError
 from kara_cache.sampling import order_of_2
 from kara_cache.serialization import NoSerializer
+from kara_cache.storage.rows.paged_words import PagedWords
 from kara_worker.testing.cluster import LocalCluster
 from kara_worker.testing.etcd_server import EtcdServer
 from kara_worker.testing.oss_server import OssServer
@@ -136,6 +137,35 @@ def test_the_published_shuffle_reads_a_store_in_sequence(site: Site, through: st
     assert len(site.server.requests.data_gets()) < 100
     assert list(make_torch_dataset(dataset, shuffle=True, buffer_size=10**6)) == [
         ROWS[at] for at in order_of_2(COUNT, buffer_size=10**6)
+    ]
+    dataset.close()
+
+
+@pytest.mark.parametrize("through", ["cache", "store"])
+def test_an_index_that_is_too_long_to_keep(site: Site, through: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are found by a request more; nothing that grows with their number is in memory."""
+    monkeypatch.setattr("kara_cache.storage.rows.words.HELD_BYTES", 1000)
+    storage = site.storage() if through == "cache" else site.straight()
+    dataset = storage.open_dataset("ns", "rows", serialization=RAW)
+    reader = dataset._reader()
+    assert isinstance(reader._ends, PagedWords)
+    assert isinstance(reader._sums, PagedWords)
+    indices = [0, COUNT - 1, 5, 0, *random.Random(5).choices(range(COUNT), k=500)]
+    assert dataset.read_batch(indices) == [ROWS[i] for i in indices]
+    assert [dataset[i] for i in indices[:20]] == [ROWS[i] for i in indices[:20]]
+    assert list(dataset) == ROWS
+    assert dataset.verify().ok
+    assert (len(dataset), dataset.nbytes()) == (COUNT, sum(map(len, ROWS)))
+    if through == "cache":
+        assert sorted(epoch(dataset)) == sorted(ROWS)
+    with site.straight().open_dataset("ns", f"more-{through}", "w", "1", serialization=RAW) as more:
+        for row in ROWS[:600]:
+            more.write(row)
+    with site.straight().open_dataset("ns", f"more-{through}", "w", "1", serialization=RAW) as more:
+        more.write(b"the last")
+    assert list(site.straight().open_dataset("ns", f"more-{through}", serialization=RAW)) == [
+        *ROWS[:600],
+        b"the last",
     ]
     dataset.close()
 

@@ -14,7 +14,7 @@ from kara_cache.storage.rows.mapped_bytes import MappedBytes
 from kara_cache.storage.rows.row_sums import UNKNOWN, flushed_rows, read_sums, row_sum, sums_of
 from kara_cache.storage.rows.row_version import RowVersion
 from kara_cache.storage.rows.torn_tail import UNWRITTEN_BYTES
-from kara_cache.storage.rows.words import WORD, words
+from kara_cache.storage.rows.words import WORD, PagedWords, Words, close_unless_paged, close_words, words
 
 Row = bytes | memoryview
 _FEW = 32  # indices for which a loop is faster than numpy; measured
@@ -33,14 +33,14 @@ class RowReader:
         self._users = 1
         # The index first: what it speaks of is in the data, however much is appended meanwhile.
         index = open_byte_stream(version.location, version.index)
-        self._ends: memoryview = words(index, 0, index.size // WORD, "q")
-        index.close()
+        self._ends: Words = words(index, 0, index.size // WORD, "q")
+        close_unless_paged(index, self._ends)
         self._data = open_byte_stream(version.location, version.data)
-        self._sums = memoryview(b"").cast("Q")
+        self._sums: Words = memoryview(b"").cast("Q")
         if verify:
             sums = open_byte_stream(version.location, version.sums)
             self._sums = read_sums(sums, version)
-            sums.close()
+            close_unless_paged(sums, self._sums)
         self.count = self._checked_count(count)
         self._summed = min(len(self._sums), self.count)
         self._arrays: tuple[Any, Any] | None = None  # ends and sums, for numpy
@@ -130,7 +130,9 @@ class RowReader:
 
     def gather(self, numbers: Sequence[int]) -> Sequence[Row]:
         """These rows, in this order; `numbers` must be in [0, count)."""
-        if len(numbers) < _FEW:
+        if isinstance(self._ends, PagedWords):
+            starts, stops, wanted = self._look_up_paged(self._ends, numbers)
+        elif len(numbers) < _FEW:
             numbers = getattr(numbers, "tolist", lambda: numbers)()
             starts, stops, wanted = self._look_up(numbers)
         else:
@@ -199,6 +201,8 @@ class RowReader:
         self._users -= 1
         if self._users == 0:
             self._data.close()
+            close_words(self._ends)
+            close_words(self._sums)
 
     def _cut(self, cuts: Sequence[int]) -> Sequence[Row]:
         """What lies between each two neighbours of `cuts`."""
@@ -253,6 +257,21 @@ class RowReader:
         starts[at == 0] = 0
         wanted = sums[at].tolist() if int(at.max()) < self._summed else None
         return starts.tolist(), ends[at].tolist(), wanted
+
+    def _look_up_paged(
+        self, ends: PagedWords, numbers: Sequence[int]
+    ) -> tuple[list[int], list[int], list[int] | None]:
+        """In two requests to each worker, whatever the numbers are."""
+        at = list(map(int, numbers))
+        starts, stops = ends.take([max(0, number - 1) for number in at], 2)
+        for i, number in enumerate(at):
+            if number == 0:
+                starts[i], stops[i] = 0, starts[i]
+        if not at or max(at) >= self._summed:
+            return starts, stops, None
+        if isinstance(self._sums, PagedWords):
+            return starts, stops, self._sums.take(at)[0]
+        return starts, stops, [self._sums[number] for number in at]
 
     def _check(
         self, numbers: Sequence[int], found: Sequence[Row], starts: Sequence[int], stops: Sequence[int]

@@ -25,7 +25,7 @@ from xxhash import xxh3_64_intdigest
 from kara_cache.checksum import Buffer
 from kara_cache.errors import FormatError
 from kara_cache.storage.rows.byte_stream import ByteStream
-from kara_cache.storage.rows.words import WORD, words
+from kara_cache.storage.rows.words import WORD, Words, words
 
 HEADER = struct.Struct("<8sII")
 MAGIC = b"KARASUMS"
@@ -48,7 +48,7 @@ def padding(rows: int) -> bytes:
     return bytes(WORD * rows)
 
 
-def read_sums(stream: ByteStream, where: object) -> memoryview:
+def read_sums(stream: ByteStream, where: object) -> Words:
     """All complete sums, as unsigned words. Raises FormatError for a header that is not ours."""
     if stream.size < HEADER.size:  # none, or a writer that ended within the first flush
         return memoryview(b"").cast("Q")
@@ -61,7 +61,7 @@ def read_sums(stream: ByteStream, where: object) -> memoryview:
     return words(stream, HEADER.size, (stream.size - HEADER.size) // WORD)
 
 
-def flushed_rows(sums: memoryview) -> int:
+def flushed_rows(sums: Words) -> int:
     """How many rows are known to have been flushed: up to the last one that has a sum."""
     for i in range(len(sums) - 1, -1, -1):
         if sums[i] != UNKNOWN:

@@ -18,7 +18,7 @@ from itertools import islice
 
 from kara_cache.errors import FormatError
 from kara_cache.storage.rows.row_sums import HEADER, flushed_rows
-from kara_cache.storage.rows.words import WORD
+from kara_cache.storage.rows.words import WORD, Words
 
 UNWRITTEN_BYTES = 2 << 20
 """Index entries lead at most so far beyond the data: the published package holds back 1 MiB and 8 KiB."""
@@ -44,7 +44,7 @@ class Tails:
         return " and ".join(parts)
 
 
-def whole_rows(ends: memoryview, sums: memoryview, data_size: int, where: object) -> Tails:
+def whole_rows(ends: Words, sums: Words, data_size: int, where: object) -> Tails:
     """
     Args:
         ends, sums: the complete words of index and checksums.
@@ -77,7 +77,7 @@ def whole_rows(ends: memoryview, sums: memoryview, data_size: int, where: object
     return Tails(rows, size, rows * WORD, HEADER.size + min(rows, len(sums)) * WORD if len(sums) else 0)
 
 
-def _ascending(ends: memoryview, flushed: int, data_size: int) -> int:
+def _ascending(ends: Words, flushed: int, data_size: int) -> int:
     """How many entries ascend and are within the data. Those that a checksum covers were checked before."""
     done = max(0, flushed - 1)
     last = ends[done - 1] if done else 0
