@@ -409,8 +409,8 @@ def test_a_segment_that_somebody_removed(open_store: Open, root: Path) -> None:
     segments(root)[-1].unlink()  # to which pages are added
     put(store, make_page("/m/next"))
     store._space.close_all()
-    store._files._close_half()  # type: ignore[attr-defined]
-    store._files._close_half()  # type: ignore[attr-defined]
+    store._files._reader.close_half()  # type: ignore[attr-defined]
+    store._files._reader.close_half()  # type: ignore[attr-defined]
     assert get(store, make_page("/m/next")) is None
     assert put(store, make_page("/m/after"))
     assert read(store.get(make_page("/m/after")[0].page)) == make_page("/m/after")[1]

@@ -6,22 +6,20 @@ import errno
 import logging
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from kara_cache.checksum import checksum
-from kara_cache.errors import ConfigError, FormatError
-from kara_cache.page import HEADER_BYTES, PageHeader, PageId
-from kara_cache.page_record import data_at, pack, packed_bytes, record_bytes, unit_of, unpack
+from kara_cache.errors import ConfigError
+from kara_cache.page import PageHeader, PageId
+from kara_cache.page_record import pack, packed_bytes, record_bytes, unit_of
 from kara_worker.page_directory import PageDirectory, is_disk_fault, is_full
-from kara_worker.page_file import CREATED_STEP_NS, PageDamaged, check_data
+from kara_worker.page_file import CREATED_STEP_NS, PageDamaged
 from kara_worker.page_files import NOT_THE_PAGE, least_free, score
 from kara_worker.page_shelf import Written
 from kara_worker.page_space import PageSpace
 from kara_worker.segment import (
     Segment,
-    SegmentFile,
     SegmentHead,
     SegmentPage,
     entry_of,
@@ -33,11 +31,11 @@ from kara_worker.segment import (
 from kara_worker.segment_directory import SegmentDirectory
 from kara_worker.segment_index import SegmentIndex
 from kara_worker.segment_quarantine import Quarantine, cut
+from kara_worker.segment_reader import SegmentReader
 from kara_worker.segment_reclaim import SegmentReclaim
 
 log = logging.getLogger(__name__)
 
-_TRIES = 4  # at a page that reclaiming moves away meanwhile
 _BLOCK_BYTES = 4096
 _FOUND_BATCH = 1024  # pages that the policy hears of under one lock: about 1 ms
 NEW, KEPT = "new", "kept"  # pages that come in, and pages that were worth copying: they leave at other times
@@ -63,11 +61,9 @@ class SegmentShelf:
         quarantine: Quarantine,
     ) -> None:
         """Raises ConfigError."""
-        self._page_bytes = page_bytes
         self._space = space
         self._index = index
         self._segment_bytes = segment_bytes
-        self._open_segments = open_segments
         self._min_free_bytes = min_free_bytes
         self._room = threading.RLock()  # guards heads, sealing and removal of segments, _allocated
         self._commit = threading.Lock()  # the journals and the books say the same in the same order
@@ -76,8 +72,9 @@ class SegmentShelf:
         self._forgotten: set[int] = set()  # directories out of use; guarded by _room
         self._allocated = dict.fromkeys(range(len(roots)), 0)  # bytes of segments, by directory
         self._reclaim = SegmentReclaim(space, index, self, segment_bytes=segment_bytes)
-        self._files: OrderedDict[int, SegmentFile] = OrderedDict()  # by slot, the least recently used first
-        self._files_lock = threading.Lock()
+        self._reader = SegmentReader(
+            space, index, page_bytes, open_segments=open_segments, unreadable=self._unreadable
+        )
         self._quarantine = quarantine
         self.elsewhere: Callable[[PageId], bool] = lambda page: False  # tries to bring in a missing page
         self._directories = [
@@ -132,77 +129,10 @@ class SegmentShelf:
     # -- reading ------------------------------------------------------------------------------------
 
     def open(self, page: PageId, entry: int, *, whole: bool = False) -> SegmentPage | None:
-        known: int | None = entry
-        for _ in range(_TRIES):
-            assert known is not None
-            segment = self._index.segment(known)
-            try:
-                stored = self._open(page, known, segment)
-                if whole:
-                    check_data(stored)
-            except (PageDamaged, OSError) as exc:
-                now = self._space.find(page)
-                if now is not None and now != known:  # it was moved while we looked
-                    known = now
-                    continue
-                if now is not None and segment is not None:
-                    self._unreadable(page, known, segment, exc)
-                return None
+        stored = self._reader.open(page, entry, whole=whole)
+        if stored is not None:
             self._directories[stored.directory].worked()
-            return stored
-        return None
-
-    def _open(self, page: PageId, entry: int, segment: Segment | None) -> SegmentPage:
-        """Raises PageDamaged, OSError."""
-        if segment is None:
-            raise FileNotFoundError(errno.ENOENT, "the segment was removed")
-        try:
-            file = self._file(segment, slot_in(entry))
-        except OSError as exc:
-            if exc.errno not in NOT_THE_PAGE or not (self._close_half() + self._space.close_half()):
-                raise
-            file = self._file(segment, slot_in(entry))
-        start, size = offset_in(entry), size_in(entry)
-        raw = os.pread(file.fd, min(size, HEADER_BYTES), start)
-        if len(raw) < min(size, HEADER_BYTES):
-            raise PageDamaged("truncated", f"{segment.path}: ends within a page at {start}")
-        try:
-            header = unpack(raw)
-        except FormatError as exc:
-            raise PageDamaged("header", f"{segment.path}: at {start}: {exc}") from exc
-        packed = packed_bytes(header)
-        if (header.page, header.page_bytes, record_bytes(packed, header.length)) != (
-            page,
-            self._page_bytes,
-            size,
-        ):
-            raise PageDamaged(
-                "identity",
-                f"{segment.path}: at {start}: holds page {header.page}, {header.length} bytes of at most "
-                f"{header.page_bytes}",
-            )
-        return SegmentPage(file, start, start + data_at(packed, header.length), header)
-
-    def _file(self, segment: Segment, slot: int) -> SegmentFile:
-        with self._files_lock:
-            file = self._files.get(slot)
-            if file is not None and file.segment is segment:
-                self._files.move_to_end(slot)
-                return file
-        file = SegmentFile(segment)
-        closing: list[SegmentFile] = []  # let go of without the lock: that is when descriptors are closed
-        with self._files_lock:
-            if segment.slot == slot:
-                closing.append(self._files.pop(slot, file))
-                self._files[slot] = file
-                while len(self._files) > self._open_segments:
-                    closing.append(self._files.popitem(last=False)[1])
-        return file
-
-    def _close_half(self) -> int:
-        with self._files_lock:
-            closing = [self._files.popitem(last=False)[1] for _ in range((len(self._files) + 1) // 2)]
-        return len(closing)
+        return stored
 
     def _unreadable(self, page: PageId, entry: int, segment: Segment, exc: PageDamaged | OSError) -> None:
         if isinstance(exc, PageDamaged):
@@ -451,9 +381,7 @@ class SegmentShelf:
         slot = segment.slot
         self._index.detach(segment)
         self._allocated[segment.directory] -= segment.bytes
-        with self._files_lock:
-            closing = self._files.pop(slot, None)
-        del closing
+        self._reader.take(slot)
         try:
             self._quarantine.add(segment)
             os.unlink(segment.path)
@@ -545,10 +473,7 @@ class SegmentShelf:
                     place.close()
                 place.home.close()
             self._quarantine.close()
-            with self._files_lock:
-                closing = list(self._files.values())
-                self._files.clear()
-            del closing
+            self._reader.close()
 
 
 def _still_in_use(segment: Segment) -> None:
