@@ -31,7 +31,7 @@ FILES = {f"set/{number}.bin": os.urandom(3 * PAGE + 1000 * number) for number in
 SET_BYTES = sum(len(data) for data in FILES.values())
 SET_PAGES = sum(-(-len(data) // PAGE) for data in FILES.values())
 
-pytestmark = pytest.mark.etcd
+pytestmark = [pytest.mark.etcd, pytest.mark.timeout(300)]
 
 
 def until(true: Callable[[], object], what: str) -> None:
