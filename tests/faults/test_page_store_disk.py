@@ -15,6 +15,7 @@ from page_data import FOOTPRINT, PAGE_BYTES, Page, file_of, make_page, read
 
 from kara_worker.eviction import LeastRecentlyUsed
 from kara_worker.file_page_store import FilePageStore
+from kara_worker.segment_page_store import SegmentPageStore
 
 pytestmark = pytest.mark.fault
 
@@ -162,6 +163,30 @@ def test_an_old_page_goes_where_the_disk_turns_out_to_be_full(mount: Mount, open
     stats = store.stats()
     assert (stats.pages, stats.bytes, stats.rejections) == (1, FOOTPRINT, {})
     assert not list(place.rglob("tmp.*"))
+
+
+def test_a_full_disk_whose_room_is_held_by_readers(mount: Mount) -> None:
+    """Descriptors of all segments are in other processes: what they hold comes back, not the whole cache goes."""
+    place = mount("tmpfs", 16)
+    store = SegmentPageStore([place], 1 << 30, PAGE_BYTES, LeastRecentlyUsed(), min_free_bytes=0)
+    held: list[int] = []
+    try:
+        taken = 0
+        for page in pages_of("/m/a", 600):
+            taken += store.put(page[0], page[1], group="m")
+            stored = store.get(page[0].page)
+            if stored is not None:
+                assert read(stored) == page[1]
+                stored.hand_over()
+                held.append(os.dup(stored.fd))
+        stats = store.stats()
+        assert taken > 580
+        assert stats.pages > 100, "of some 230 that fit"
+        assert (stats.corrupt, stats.disk_errors) == ({}, 0)
+    finally:
+        store.close()
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def test_some_bytes_of_the_disk_stay_free(mount: Mount, open_store: Open) -> None:

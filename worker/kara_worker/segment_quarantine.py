@@ -42,12 +42,13 @@ class Quarantine:
         os.chmod(segment.path, 0o600)
         self._held.append((segment, os.open(segment.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)))
 
-    def release(self) -> list[int]:
-        """Descriptors of segments that nobody reads any more: to be cut to nothing and closed."""
+    def release(self, *, early: bool = False) -> list[int]:
+        """Descriptors of segments that nobody reads any more: to be cut to nothing and closed. `early`:
+        also of those that another process may be reading, which then asks again."""
         now, due, kept = self._clock(), [], []
         for segment, fd in self._held:
             read_here = any(file() is not None for file in segment.files)
-            if read_here or now < segment.passed_at + self._held_s:
+            if read_here or (now < segment.passed_at + self._held_s and not early):
                 kept.append((segment, fd))
             else:
                 due.append(fd)

@@ -14,6 +14,7 @@ from kara_worker.segment_index import SegmentIndex
 
 _WORTH_COPYING = 1 / 2  # of a segment at most: for each byte that comes in, no more than one is copied
 _MOST_COPYING = 7 / 8  # where the policy has nothing to spare: seven for one
+_MOST_VICTIMS = 4  # segments' worth in one go, or an eighth of the cache: room that readers hold comes later
 _VICTIMS_PART = 8  # of a segment, between two looks at what has become of the segments
 
 
@@ -62,15 +63,16 @@ class SegmentReclaim:
         with self._lock:
             for place in self._copier.places():
                 self._copier.seal_full(place, size)
-            copying = True
+            copying, spare = True, max(_MOST_VICTIMS * self._segment_bytes, self._space.capacity_bytes // 8)
             while not enough():
                 victim, share = self._emptiest()
                 if copying and victim is not None and share <= _WORTH_COPYING:
                     copying = self._reclaim(victim)
-                elif not admitted:
+                elif not admitted or spare <= 0:
                     return False
                 elif victims := self._space.take_more(max(size, self._segment_bytes // _VICTIMS_PART)):
                     self._copier.unlink(victims)
+                    spare -= sum(self._index.size(entry) for _, entry in victims)
                 elif copying and victim is not None and share <= _MOST_COPYING:
                     copying = self._reclaim(victim)
                 else:

@@ -177,7 +177,13 @@ class SegmentShelf:
             )
             return bool(chosen)
 
-        if usable and (found() or self._reclaim.make_room(size, found, admitted=admitted)):
+        if not usable:
+            return None
+        if not found() and self._space.capacity_bytes - self.allocated >= size:
+            with self._room:  # the disk is full, not the cache: readers elsewhere ask again
+                due = self._quarantine.release(early=True)
+            cut(due)
+        if found() or self._reclaim.make_room(size, found, admitted=admitted):
             return chosen[0]
         return None
 
