@@ -166,7 +166,7 @@ def test_an_old_page_goes_where_the_disk_turns_out_to_be_full(mount: Mount, open
 
 
 def test_a_full_disk_whose_room_is_held_by_readers(mount: Mount) -> None:
-    """Descriptors of all segments are in other processes: what they hold comes back, not the whole cache goes."""
+    """Other processes have descriptors of all segments: what these hold comes back, the cache stays."""
     place = mount("tmpfs", 16)
     store = SegmentPageStore([place], 1 << 30, PAGE_BYTES, LeastRecentlyUsed(), min_free_bytes=0)
     held: list[int] = []
