@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Protocol
 
 from kara_cache.errors import FormatError, WorkerUnavailable
-from kara_cache.response import ResponseHead, parse_chunk_size, parse_head
+from kara_cache.response import KnownHeads, ResponseHead, parse_chunk_size
 from kara_cache.wire import MAX_HEAD_BYTES
 
 _BUFFER_BYTES = 64 << 10
@@ -79,6 +79,7 @@ class Connection:
         self._body_left = 0  # of the body, or of the chunk
         self._framing = _PLAIN
         self._begun = False  # whether a byte of this response has arrived
+        self._parse_head = KnownHeads().parse
 
     def __repr__(self) -> str:
         state = "closed" if self._sock.fileno() < 0 else "reused" if self.reused else "fresh"
@@ -118,7 +119,7 @@ class Connection:
                 self._fill(_FIRST_RECEIVE)
                 continue
             try:
-                head = parse_head(bytes(self._view[self._at : end]))
+                head = self._parse_head(bytes(self._view[self._at : end]))
             except FormatError as exc:
                 raise self._protocol(str(exc)) from exc
             self._at = end + 4

@@ -17,6 +17,9 @@ _LENGTH = b"\r\ncontent-length:"
 _CODING = b"\r\ntransfer-encoding:"
 _CONNECTION = b"\r\nconnection:"
 _SUM = f"\r\n{SUM_HEADER.lower()}:".encode()
+_SUM_LAST = f"\r\n{SUM_HEADER}: ".encode()  # as a worker writes it, at the end
+_SUM_DIGITS = 16
+_MAX_HEADS = 64
 _STAGES = f"\r\n{STAGES_HEADER.lower()}:".encode()
 _PASS = f"\r\n{PASS_HEADER.lower()}:".encode()
 _PAGE = f"\r\n{PAGE_HEADER.lower()}:".encode()
@@ -30,6 +33,38 @@ class ResponseHead:
     length: int | None  # bytes of the body; None: chunked
     keep_alive: bool
     fields: bytes  # lower-cased; every field begins after "\r\n" and ends with it
+    page_bytes: int = 0  # of a `KnownHeads`
+    total: int = -1  # the same: the one sum; what `fields` has of it is of an earlier answer
+
+
+class KnownHeads:
+    """Heads of hits that differ only in the sum at their end, parsed once. For one connection."""
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, ResponseHead] = {}
+
+    def parse(self, raw: bytes) -> ResponseHead:
+        """As `parse_head`. The head is good until the next one is parsed."""
+        known = self._heads.get(raw[:-_SUM_DIGITS])
+        if known is not None and (digits := raw[-_SUM_DIGITS:]).isalnum():
+            try:
+                known.total = int(digits, 16)
+                return known
+            except ValueError:
+                pass  # said by who looks for the sum
+        head = parse_head(raw)
+        if head.status == 200 and head.length is not None and raw[:-_SUM_DIGITS].endswith(_SUM_LAST):
+            try:
+                page_bytes, sums = page_bytes_of(head), sums_of(head.fields)
+            except FormatError:
+                return head
+            if len(self._heads) >= _MAX_HEADS:
+                self._heads.clear()
+            if len(sums) == 1:
+                self._heads[raw[:-_SUM_DIGITS]] = ResponseHead(
+                    200, head.length, head.keep_alive, head.fields, page_bytes
+                )
+        return head
 
 
 def parse_head(raw: bytes) -> ResponseHead:

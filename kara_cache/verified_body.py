@@ -29,11 +29,14 @@ def receive_verified(connection: Connection, path: str, start: int, view: memory
     trailers = connection.finish()
     complete = monotonic()
     fields = trailers if head.length is None else head.fields
-    try:
-        page_bytes = page_bytes_of(head)
-        sums = sums_of(fields)
-    except FormatError as exc:
-        raise _protocol(connection, f"{path}: {exc}") from exc
+    if head.total >= 0:
+        page_bytes, sums = head.page_bytes, [head.total]
+    else:
+        try:
+            page_bytes = page_bytes_of(head)
+            sums = sums_of(fields)
+        except FormatError as exc:
+            raise _protocol(connection, f"{path}: {exc}") from exc
     _verify(connection, path, start, view, page_bytes, sums)
     return fields, complete
 

