@@ -49,18 +49,18 @@ CASES: dict[str, Callable[[Scene], list[Row]]] = {
     "cold": cold.run,
     "servers": servers.run,
     "peers": peers.run,
-    "checkpoint": whole_files.checkpoint,
-    "parquet": whole_files.parquet,
+    "corrupt": corrupt.run,
     "two-jobs": two_jobs.run,
-    "images": commands.image_folder,
-    "foreground": commands.foreground,
-    "prewarm": commands.prewarm,
-    "page-churn": commands.page_churn,
     "growth-pages": growth_pages.run,
     "growth-connections": growth_connections.run,
     "growth-workers": growth_workers.run,
     "growth-directory": growth_directory.run,
-    "corrupt": corrupt.run,
+    "checkpoint": whole_files.checkpoint,
+    "parquet": whole_files.parquet,
+    "images": commands.image_folder,
+    "foreground": commands.foreground,
+    "page-churn": commands.page_churn,
+    "prewarm": commands.prewarm,
 }
 PEERS = {peer.key: peer for peer in (*everybody.SERVERS, *everybody.READERS)}
 
@@ -90,6 +90,7 @@ def _measured(
     names: list[str], settings: Settings, options: argparse.Namespace
 ) -> tuple[list[Row], dict[str, str], str]:
     rows: list[Row] = []
+    until = monotonic() + 60 * options.minutes
     with (
         tempfile.TemporaryDirectory(
             prefix="kara-bench-", dir=options.home, ignore_cleanup_errors=True
@@ -99,7 +100,9 @@ def _measured(
         for pid in (os.getpid(), *stage.pids) if options.nice else ():
             machine.raise_priority(pid, options.nice)
         for name in names:
-            began = monotonic()
+            if (began := monotonic()) > until:
+                stage.skipped[f"case {name}"] = f"{options.minutes:g} minutes were over; --minutes gives more"
+                continue
             print(f"{name} ...", file=sys.stderr, flush=True)
             try:
                 found = CASES[name](stage)
@@ -164,6 +167,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--home", help="where files and pages lie; a disk, not tmpfs. Default: the temporary directory"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="after so many no other case begins (default: 30)"
     )
     parser.add_argument("--nice", type=int, default=0, help="e.g. -10 as root on a machine that others use")
     parser.add_argument(

@@ -29,8 +29,8 @@ WHY: dict[str, str] = {
         "200 us."
     ),
     "batch_throughput": (
-        "the ratio counts single reads too, and what makes those faster lowers it; for a sample of 10 KiB the "
-        "kernel's way from one process to the other costs as much as finding, reading and verifying it."
+        "the ratio counts single reads too, and what makes those faster lowers it; for a sample of 10 KiB "
+        "the kernel's way between the processes costs as much as finding, reading and verifying it."
     ),
     "fsspec_open": ("not one hot spot: fsspec's file object and its checks of the path, and ours behind it."),
     "host_repeat": (
