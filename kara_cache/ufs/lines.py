@@ -7,12 +7,14 @@ folded headers) is left to http.client, which is given the bytes that have come 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import select
 import socket
 import ssl
 import struct
+import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -133,6 +135,8 @@ class Line:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        # A store that nobody closed must not warn about sockets that its user never saw, as in `Connection`.
+        weakref.finalize(self, sock.close).atexit = False
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._wait_all = 0 if self._tls else socket.MSG_WAITALL  # until SO_RCVTIMEO is over
         self._armed_s = -1.0
@@ -229,6 +233,10 @@ class Line:
         response = http.client.HTTPResponse(replay)  # type: ignore[arg-type]  # it only calls makefile
         response.begin()
         return response
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # when the interpreter ends, finalizers are not called
+            self._sock.close()
 
     def close(self) -> None:
         self._sock.close()

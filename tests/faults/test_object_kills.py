@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,8 @@ def oss_trials(tmp_path: Path, trials: int, seed: int) -> None:
             objects.save_directory(location, "ns", "key", old, progress_bar=False)
             return location
 
-        total = changes("save", place("rehearsal"), new, **options)
+        with closing(place("rehearsal")) as rehearsal:
+            total = changes("save", rehearsal, new, **options)
         for fatal in points(total, trials, seed):
             location, when = place(fatal), f"killed at {fatal} of {total}"
             assert run("save", location, new, fatal, **options).returncode == -signal.SIGKILL
