@@ -112,7 +112,12 @@ class OssApi:
                 auth,
                 endpoint,
                 bucket,
-                session=OssSession(endpoint, options),
+                session=OssSession(
+                    endpoint,
+                    options,
+                    broken=oss2.exceptions.RequestError,
+                    refused=oss2.exceptions.make_exception,
+                ),
                 enable_crc=False,  # of a range it can be compared with nothing, and costs as much as the read
                 region=region or None,
                 is_path_style=options.path_style,

@@ -6,13 +6,12 @@ import http.client
 import io
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 from urllib.parse import SplitResult, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import oss2
 import urllib3
 
 from kara_cache.ufs.lines import Answer, Lines
@@ -44,7 +43,15 @@ class OssSession:
     read to their end here, except the bytes of objects, so that a connection breaks in one place.
     """
 
-    def __init__(self, endpoint: str, options: SessionOptions) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        options: SessionOptions,
+        *,
+        broken: Callable[[Exception], Exception],
+        refused: Callable[[OssResponse], Exception],
+    ) -> None:
+        """`broken` and `refused` make what oss2 raises where no answer came, and for one that is an error."""
         scheme, host = endpoint.split("://")
         timeout = urllib3.Timeout(connect=options.connect_timeout_s, read=options.read_timeout_s)
         proxy = None if proxy_bypass(host) else getproxies().get(scheme)
@@ -52,6 +59,8 @@ class OssSession:
         self._tls = ssl.create_default_context(cafile=options.ca_file or None) if scheme == "https" else None
         self.is_direct = proxy is None  # whether `ask` can be used
         self._lines: Lines | None = None
+        self._broken = broken
+        self._refused = refused
         self._keep = options.max_connections
         common: dict[str, Any] = {
             "maxsize": options.max_connections,
@@ -62,8 +71,8 @@ class OssSession:
         }
         self._pool = urllib3.ProxyManager(proxy, **common) if proxy else urllib3.PoolManager(**common)
 
-    def do_request(self, request: oss2.http.Request, timeout: float) -> OssResponse:
-        """`timeout` is oss2's one number; ours are set apart for connecting and reading."""
+    def do_request(self, request: Any, timeout: float) -> OssResponse:
+        """`request` is oss2's, `timeout` its one number; ours are set apart for connecting and reading."""
         query = urlencode(request.params)
         try:
             response = self._pool.urlopen(
@@ -79,12 +88,12 @@ class OssSession:
             streams = "range" in request.headers and response.status in (200, 206)
             return OssResponse(response, b"" if streams else response.read())
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise oss2.exceptions.RequestError(error) from error
+            raise self._broken(error) from error
 
     def ask(self, method: str, netloc: str, target: str, head: Sequence[str]) -> Answer:
         """What is answered to GET or HEAD of an object, its body still to be read.
 
-        Raises what `do_request` raises, and the ServerErrors of oss2.
+        Raises what `broken` and `refused` make.
         """
         lines = self._lines
         if lines is None:
@@ -102,8 +111,8 @@ class OssSession:
                 return answer
             text = _error_text(answer)
         except (http.client.HTTPException, OSError) as error:
-            raise oss2.exceptions.RequestError(error) from error
-        raise oss2.exceptions.make_exception(OssResponse(answer, text))
+            raise self._broken(error) from error
+        raise self._refused(OssResponse(answer, text))
 
     def close(self) -> None:
         self._pool.clear()
