@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from benchmarks.table_row import Row, Target
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MOST_S = 900
+_STOP_S = 30
 
 
 def _result(scene: Scene, module: str, *arguments: str) -> dict[str, Any]:
@@ -22,11 +25,28 @@ def _result(scene: Scene, module: str, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", f"benchmarks.{module}", "--out", str(out), *arguments]
     if scene.settings.tiny and "--quick" not in arguments:
         command.append("--quick")
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=_MOST_S, check=False)
-    if done.returncode:
-        raise RuntimeError(f"benchmarks.{module} ended with {done.returncode}: {done.stderr[-500:]}")
+    code, said = _run(command)
+    if code:
+        raise RuntimeError(f"benchmarks.{module} ended with {code}: {said[-500:]}")
     found: dict[str, Any] = json.loads(out.read_text())
     return found
+
+
+def _run(command: list[str]) -> tuple[int, str]:
+    """Its exit code and what it said on stderr. Interrupted with us, so that it stops what it has started."""
+    process = subprocess.Popen(
+        command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        _, said = process.communicate(timeout=_MOST_S)
+    except BaseException:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_STOP_S)
+        process.kill()
+        process.wait(10)
+        raise
+    return process.returncode, said
 
 
 def foreground(scene: Scene) -> list[Row]:
