@@ -256,7 +256,7 @@ def _document(connection: Connection) -> tuple[FileInfo, int, bool]:
         raise FormatError(f"{count} bytes of a file in a body of {head.length}")
     document = bytearray(size)
     connection.receive_into(memoryview(document))
-    head.length = count  # what is left is a body as of a read
+    connection.head = replace(head, length=count)  # the rest is as of a read; `KnownHeads` keeps the other
     return decode_document(document), count, False
 
 
