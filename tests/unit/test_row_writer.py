@@ -141,10 +141,8 @@ def test_several_pieces_at_once(
     assert all(size == limit for size in found[:-1])
 
 
-def test_an_error_of_the_thread_is_raised_by_the_next_call(
-    storage: KaraStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And rows of calls that had returned before it are not promised, until `flush` returns."""
+def test_an_error_on_the_way_ends_the_writer(storage: KaraStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of calls that had returned before it are not promised, until `flush` returns."""
 
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "no space")
@@ -154,9 +152,9 @@ def test_an_error_of_the_thread_is_raised_by_the_next_call(
         dataset.flush()
     dataset = storage.open("ns", "k", "w", "1", **RAW)
     monkeypatch.setattr(os, "writev", full)
-    dataset.write(bytes(2 << 20))  # goes to the thread
+    dataset.write(b"collected")
     with pytest.raises(OSError, match="no space"):
-        dataset.flush()
+        dataset.write(bytes(2 << 20))
     with pytest.raises(RuntimeError, match="writing failed"):
         dataset.write(b"more")
     dataset.close()

@@ -18,6 +18,8 @@ from kara_cache.storage.rows.writer_lock import WriterLock
 class FileSink:
     """A `RowSink` that fsyncs. Laid out so that the published package reads it and appends to it."""
 
+    waits = False
+
     def __init__(self, version: RowVersion, max_file_bytes: int) -> None:
         """Raises BlockingIOError, FormatError; cuts a torn tail with a RuntimeWarning."""
         directory = f"/{version.directory}"

@@ -35,8 +35,13 @@ class RowSink(Protocol):
         """Bytes of data, also of rows that are not committed yet."""
         ...
 
+    @property
+    def waits(self) -> bool:
+        """Whether `append` waits for a network; then a thread does."""
+        ...
+
     def append(self, rows: Sequence[bytes]) -> None:
-        """Adds rows to the data; nobody sees them yet. In another thread than the rest, never beside it."""
+        """Adds rows to the data; nobody sees them yet. Maybe in another thread, never beside the rest."""
         ...
 
     def commit(self, ends: bytes, sums: bytes) -> None:
@@ -153,7 +158,11 @@ class RowWriter:
         ) from self._broken
 
     def _spill(self) -> None:
-        self._behind.start(partial(self._sink.append, self._collected()))
+        rows = self._collected()
+        if self._sink.waits:
+            self._behind.start(partial(self._sink.append, rows))
+        else:  # a copy to the kernel: a thread on another core has to fetch it from this one's memory first
+            self._sink.append(rows)
         if self._nbytes - self._committed >= self._commit_bytes:
             self._commit()
 

@@ -27,6 +27,8 @@ class StoreSink:
     segment that we are about to write, and then refused; two that write it in the same moment are not.
     """
 
+    waits = True
+
     def __init__(self, version: RowVersion) -> None:
         """Raises io.UnsupportedOperation, FormatError; cuts a torn tail with a RuntimeWarning."""
         location = version.location
