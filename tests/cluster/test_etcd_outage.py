@@ -48,6 +48,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
             yield etcd, cluster, client
         finally:
             client.close()
+            members.close()
 
 
 def wait_for_workers(client: WatchedClient, count: int) -> None:
