@@ -63,7 +63,7 @@ def test_store_loads_only_what_it_needs(tmp_path: Path) -> None:
         "import sys; from kara_cache.ufs import open_store; open_store(sys.argv[1]);"
         "print(*sorted({'fsspec', 'urllib3', 'oss2', 'boto3', 'requests'} & sys.modules.keys()))"
     )
-    for url, loaded in ((str(tmp_path), ""), ("http://host/", "urllib3")):
+    for url, loaded in ((str(tmp_path), ""), ("http://host/", "")):
         done = subprocess.run(
             [sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60, check=True
         )
