@@ -147,9 +147,8 @@ class RangeReads:
                 else:
                     started.append((worker, pieces, request))
             while started:
-                worker, pieces, request = started[0]
+                worker, pieces, request = started.pop(0)  # from here on it ends by itself, whatever happens
                 left += self._receive(worker, pieces, request)
-                started.pop(0)
         finally:
             for _, _, request in started:
                 request.abandon()
