@@ -69,7 +69,16 @@ def _threads(before: Running) -> list[threading.Thread]:
 
 def _processes(before: Running) -> list[int]:
     new = _pids() - before.pids - _companions()
-    return sorted(pid for pid in new if _is_ours(pid))
+    return sorted(pid for pid in new if _is_ours(pid) and not _is_of_a_wider_fixture(pid, before))
+
+
+def _is_of_a_wider_fixture(pid: int, before: Running) -> bool:
+    """Whether it is the child of a process of ours that was there before: of a worker that lives on, say."""
+    try:
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return False
+    return parent in before.pids - _companions() and parent != os.getpid() and _is_ours(parent)
 
 
 def _pids() -> frozenset[int]:

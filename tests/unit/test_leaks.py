@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import leaks
@@ -51,6 +52,29 @@ def test_a_child_is_named_and_killed() -> None:
         (left,) = leaks.left_since(before, grace_s=0.05)
         assert left.startswith(f"process {child.pid}: ")
         assert child.wait(timeout=30) == -signal.SIGKILL
+
+
+def test_what_a_process_of_a_wider_fixture_starts_is_that_fixtures_business() -> None:
+    start = (
+        "import subprocess as s, sys; sys.stdin.read(1); "
+        f"print(s.Popen({SLEEP!r}).pid, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", start], stdin=-1, stdout=-1, text=True) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        before = leaks.running()
+        worker.stdin.write("x")
+        worker.stdin.flush()
+        child = int(worker.stdout.readline())
+        try:
+            assert leaks.left_since(before, grace_s=0) == []
+            worker.kill()
+            worker.wait(timeout=30)
+            (left,) = leaks.left_since(before, grace_s=0.05)
+            assert left.startswith(f"process {child}: "), "its parent is gone: nobody else will end it"
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
 
 def start_detached(environment: dict[str, str]) -> int:
