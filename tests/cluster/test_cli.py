@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from etcd_servers import until
 from main_job import content, store_of
 from services import require
 
@@ -299,20 +300,37 @@ def test_a_reader_that_has_enough_is_no_error(place: Place) -> None:
         assert (process.returncode, words) == (0, b"")
 
 
-def test_ctrl_c(place: Place) -> None:
-    place.store.put("d/slow", BIG)
-    place.store.misbehave(Rudeness(stall_after=1 << 20), path="d/slow")
-    process = start(place, "cat", "/web/slow", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_ctrl_c_while_nobody_takes_what_it_writes(place: Place) -> None:
+    process = start(place, "cat", "/data/big.bin", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert interrupted_after_a_byte(process) == (130, b"")
+
+
+def test_ctrl_c_while_the_store_is_silent(place: Place) -> None:
+    place.store.put("d/silent", BIG)
+    place.store.misbehave(Rudeness(silent=True), path="d/silent")
+    before = len(place.store.requests)
+    process = start(place, "cat", "/web/silent", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        until(lambda: len(place.store.requests) > before)
+        process.send_signal(signal.SIGINT)
+        out, words = process.communicate(timeout=60)
+    finally:
+        place.store.behave()
+        process.kill()
+        process.wait()
+    assert (process.returncode, out, words) == (130, b"", b"")
+
+
+def interrupted_after_a_byte(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
     try:
         assert process.stdout is not None
         assert process.stdout.read(1) == BIG[:1]
         process.send_signal(signal.SIGINT)
         _, words = process.communicate(timeout=60)
     finally:
-        place.store.behave()
         process.kill()
         process.wait()
-    assert (process.returncode, words) == (130, b"")
+    return process.returncode, words
 
 
 def test_a_terminal_gets_a_bar(place: Place, tmp_path: Path) -> None:
