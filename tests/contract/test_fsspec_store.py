@@ -62,13 +62,13 @@ def system(monkeypatch: pytest.MonkeyPatch) -> type[ScriptedFileSystem]:
     monkeypatch.setattr(ScriptedFileSystem, "pseudo_dirs", [""])
     monkeypatch.setattr(ScriptedFileSystem, "cats", [])
     monkeypatch.setattr(ScriptedFileSystem, "seen", [])
-    ScriptedFileSystem(skip_instance_cache=True).pipe_file("/root/a", DATA)
+    ScriptedFileSystem(skip_instance_cache=True).pipe_file("/bucket/a", DATA)
     return ScriptedFileSystem
 
 
 @pytest.fixture
 def store(system: type[ScriptedFileSystem]) -> Iterator[FsspecStore]:
-    with closing(FsspecStore("scripted://root", {})) as store:
+    with closing(FsspecStore("scripted://bucket", {})) as store:
         yield store
 
 
@@ -78,7 +78,7 @@ def read(store: FsspecStore, start: int = 100, length: int = 50, *, version: str
 
 
 def overwrite(data: bytes) -> bytes:
-    ScriptedFileSystem(skip_instance_cache=True).pipe_file("/root/a", DATA[::-1])
+    ScriptedFileSystem(skip_instance_cache=True).pipe_file("/bucket/a", DATA[::-1])
     return data
 
 
@@ -136,7 +136,7 @@ def test_error_that_only_the_backend_knows(store: FsspecStore, system: type[Scri
     system.cats.extend([fail] * 2)
     assert read(store) == DATA[100:150]
     system.cats.extend([fail] * 3)
-    with pytest.raises(UnderStoreError, match=r"scripted://root/a.*BackendError.*throttled") as caught:
+    with pytest.raises(UnderStoreError, match=r"scripted://bucket/a.*BackendError.*throttled") as caught:
         read(store)
     assert type(caught.value.__cause__).__name__ == "BackendError"
 
@@ -170,7 +170,7 @@ def test_large_upload_comes_from_disk(
     with store.open_writer("big") as writer:
         writer.write(DATA)
         assert writer.commit().size == len(DATA)
-    assert system(skip_instance_cache=True).cat_file("/root/big") == DATA
+    assert system(skip_instance_cache=True).cat_file("/bucket/big") == DATA
 
 
 def test_rename_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_rename_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_password_is_not_shown(system: type[ScriptedFileSystem]) -> None:
-    store = FsspecStore("scripted://user:hunter2@root", {})
+    store = FsspecStore("scripted://user:hunter2@bucket", {})
     with pytest.raises(FileNotFoundError) as caught:
         store.info("missing")
     for text in (store.url, repr(store), str(caught.value)):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 from kara_cache.errors import FormatError
@@ -14,6 +15,10 @@ from kara_worker.http_body import BodyDecoder
 from kara_worker.output import Item, Output
 
 log = logging.getLogger(__name__)
+
+_SIGN_OF_LIFE_S = 1.0
+_PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
+_Result = TypeVar("_Result")
 
 REASONS = {
     200: "OK", 202: "Accepted", 204: "No Content", 206: "Partial Content", 307: "Temporary Redirect",
@@ -119,6 +124,21 @@ class Request:
         """Sends and waits until the peer has taken it."""
         if not self.connection.send(*items):
             await self.connection.drain()
+
+    async def sign_of_life(self) -> None:
+        """Before the answer: that somebody works on it."""
+        await self.write(_PROCESSING)
+
+    async def alive_during(self, work: Coroutine[Any, Any, _Result]) -> asyncio.Task[_Result]:
+        """The task of `work`, done; signs of life go out meanwhile. It is cancelled with its waiter."""
+        task = asyncio.get_running_loop().create_task(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=_SIGN_OF_LIFE_S))[0]:
+                await self.sign_of_life()
+        finally:
+            if not task.done():
+                task.cancel()
+        return task
 
     async def write_chunk(self, data: bytes | memoryview) -> None:
         """One chunk of a body started without a length."""

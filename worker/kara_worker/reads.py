@@ -20,7 +20,6 @@ SIGN_OF_LIFE_S = 1.0  # the longest silence of a worker that waits for a store
 _RESERVE = 32  # bytes held back while a fill runs, to be sent one by one as signs of life
 _CHUNK = 256 << 10
 _SEND_STALL_S = 60.0
-_PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 
 
 class Reads:
@@ -156,7 +155,7 @@ class Reads:
             if await self._changed(fill, at):
                 continue
             if not started:
-                await request.write(_PROCESSING)
+                await request.sign_of_life()
             elif fill.valid_until > at:
                 yield fill.view(at, at + 1)
                 at += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 from kara_cache.errors import PageCorrupt
@@ -16,8 +15,6 @@ from kara_worker.page_cache import PageCache
 from kara_worker.page_store import StoredPage
 from kara_worker.verified_read import in_memory, read_verified_copy
 
-_SIGN_OF_LIFE_S = 1.0
-_PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 _SEND_STALL_S = 60.0
 
 Handler = Callable[[Request], Awaitable[None]]
@@ -38,13 +35,7 @@ class HandoverEndpoints:
     async def _offered(self, request: Request) -> None:
         self._access.check(request, "admin", "/")
         offer = decode_offer(await request.body_bytes(MAX_OFFER_BYTES))
-        task = asyncio.get_running_loop().create_task(self._guests.take(offer))
-        try:
-            while not (await asyncio.wait({task}, timeout=_SIGN_OF_LIFE_S))[0]:
-                await request.write(_PROCESSING)
-        finally:
-            if not task.done():
-                task.cancel()
+        task = await request.alive_during(self._guests.take(offer))
         await request.respond(200, encode_taken(task.result()), content_type="application/json")
 
     async def _page(self, request: Request) -> None:

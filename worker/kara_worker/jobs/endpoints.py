@@ -18,8 +18,6 @@ from kara_worker.jobs.job_board import JobBoard
 from kara_worker.jobs.owner import LoadOwner
 
 _SUBMISSION_BYTES = 64 << 10
-_SIGN_OF_LIFE_S = 1.0
-_PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 
 Handler = Callable[[Request], Awaitable[None]]
 
@@ -102,13 +100,7 @@ class JobEndpoints:
         """From a coordinator. Signs of life go out while stores are slow, or slowed on purpose."""
         self._access.check(request, "admin", "/")
         batch = decode_batch(await request.body_bytes(MAX_BATCH_BYTES))
-        task = asyncio.get_running_loop().create_task(self._owner.run(batch))
-        try:
-            while not (await asyncio.wait({task}, timeout=_SIGN_OF_LIFE_S))[0]:
-                await request.write(_PROCESSING)
-        finally:
-            if not task.done():
-                task.cancel()
+        task = await request.alive_during(self._owner.run(batch))
         await request.respond(200, encode_outcome(_outcome(task)), content_type="application/json")
 
     async def _end(self, request: Request) -> None:
