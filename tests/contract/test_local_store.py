@@ -29,9 +29,9 @@ def outside(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path, outside: Path) -> Path:
-    (tmp_path / "root" / "d").mkdir(parents=True)
-    (tmp_path / "root" / "d" / "file").write_bytes(b"inside")
-    return tmp_path / "root"
+    (tmp_path / "tree" / "d").mkdir(parents=True)
+    (tmp_path / "tree" / "d" / "file").write_bytes(b"inside")
+    return tmp_path / "tree"
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ INSIDE = {
 LEAVING = {
     "absolute": ("link", "{outside}/file"),
     "relative": ("link", "../outside/file"),
-    "up and back in": ("link", "../root/d/file"),
+    "up and back in": ("link", "../tree/d/file"),
     "deep up": ("d/link", "../../outside/file"),
     "sibling with our name as prefix": ("link", "{root}-sibling/file"),
     "absolute, up from the root": ("link", "{root}/../outside/file"),
