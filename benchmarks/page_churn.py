@@ -26,8 +26,8 @@ from pathlib import Path
 
 from kara_cache.page import HEADER_BYTES, PageHeader, PageId, file_id
 from kara_worker.eviction import LeastRecentlyUsed, make_policy
-from kara_worker.file_page_store import FilePageStore
-from kara_worker.segment_page_store import SegmentPageStore
+from kara_worker.pages.file_page_store import FilePageStore
+from kara_worker.segments.page_store import SegmentPageStore
 
 PAGE_BYTES = 1 << 20
 NOW_NS = 1_700_000_000_000_000_000

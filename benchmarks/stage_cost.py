@@ -15,14 +15,14 @@ from pathlib import Path
 from time import monotonic, process_time
 from typing import Any
 
-from kara_cache import file_reads
 from kara_cache.cache_client import CacheClient
 from kara_cache.cached_file import CachedFile
 from kara_cache.config import ClientConfig
 from kara_cache.errors import PageCorrupt
-from kara_cache.file_reads import FileReads
-from kara_cache.verified_body import receive_verified
-from kara_cache.worker_client import WorkerClient
+from kara_cache.reading import file_reads
+from kara_cache.reading.file_reads import FileReads
+from kara_cache.transport.verified_body import receive_verified
+from kara_cache.transport.worker_client import WorkerClient
 from kara_worker.testing.cluster import LocalCluster
 
 _LENGTH = 4096

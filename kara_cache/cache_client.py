@@ -14,16 +14,13 @@ from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientCounts, ClientMetrics
 from kara_cache.cluster import Cluster
 from kara_cache.config import ClientConfig
-from kara_cache.credentials import ClientTls, authorization
 from kara_cache.errors import CacheError, ConfigError, UnderStoreError, WorkerUnavailable
 from kara_cache.failover import Call, Failover, Fallback
 from kara_cache.file_answer import MAX_BYTES
 from kara_cache.file_lookups import FileLookups
-from kara_cache.file_reads import FileReads
 from kara_cache.file_writes import CacheWriter, FileWrites
 from kara_cache.known_mounts import KnownMounts
 from kara_cache.listing import Listing
-from kara_cache.local_pages import LocalPages
 from kara_cache.membership.base import Membership, MembershipView
 from kara_cache.membership.configured import membership_of
 from kara_cache.metrics_push import MetricsPush
@@ -31,14 +28,17 @@ from kara_cache.mount import Mount, MountTable, normalize_path
 from kara_cache.own_changes import OwnChanges
 from kara_cache.page_buffers import fresh_memory
 from kara_cache.process_events import tell_at_exit, watch
-from kara_cache.range_reads import RangeReads
-from kara_cache.read_ahead import ReadAhead, SequentialReader
+from kara_cache.reading.file_reads import FileReads
+from kara_cache.reading.range_reads import RangeReads
+from kara_cache.reading.read_ahead import ReadAhead, SequentialReader
+from kara_cache.same_host.local_pages import LocalPages
 from kara_cache.slow_reads import SlowReads
 from kara_cache.stripe import STRIPE_BYTES
 from kara_cache.suspects import Suspects
+from kara_cache.transport.credentials import ClientTls, authorization
+from kara_cache.transport.worker_link import Transport
 from kara_cache.ufs.base import FileInfo
 from kara_cache.wire import encode_info
-from kara_cache.worker_link import Transport
 
 _MAX_FILES = 4096  # whose request prefixes are kept
 _ANY_SIZE = 10**17
@@ -121,7 +121,7 @@ class CacheClient:
         if not config.trace_reads and config.trace_slow_s is None:
             return FileReads(*parts)
         try:
-            from kara_cache.traced_reads import TracedReads
+            from kara_cache.reading.traced_reads import TracedReads
             from kara_cache.tracing.read_spans import ReadSpans
         except ModuleNotFoundError as exc:
             what = f"trace_reads and trace_slow_s need {exc.name}: pip install 'kara-cache[otel]'"

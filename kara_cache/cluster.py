@@ -12,8 +12,8 @@ from kara_cache.membership.base import Membership, MembershipView, MemberState, 
 from kara_cache.placement import Placement
 from kara_cache.stripe import stripe_key
 from kara_cache.suspects import Suspects
-from kara_cache.worker_client import WorkerClient
-from kara_cache.worker_link import Transport
+from kara_cache.transport.worker_client import WorkerClient
+from kara_cache.transport.worker_link import Transport
 
 RANKS = 3
 _KEEPERS = 2  # owners that may store what they fetched: the first, and who takes over if it never returns

@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 from kara_cache.client_metrics import ClientMetrics
 from kara_cache.cluster import Cluster, Table
 from kara_cache.errors import CacheError, PageCorrupt, StaleVersion, UnderStoreError, WorkerUnavailable
+from kara_cache.transport.worker_client import WorkerClient
 from kara_cache.ufs.base import UnderStore
-from kara_cache.worker_client import WorkerClient
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from urllib.parse import quote
 
 from kara_cache.checksum import checksum
 from kara_cache.client_metrics import ClientMetrics
-from kara_cache.connection import Connection
 from kara_cache.errors import (
     CacheError,
     FormatError,
@@ -23,11 +22,12 @@ from kara_cache.failover import Call, Detours, Failover
 from kara_cache.file_answer import BYTES_HEADER, MAX_FILES, decode_document, decode_file, encode_paths
 from kara_cache.known_mounts import KnownMounts
 from kara_cache.own_changes import OwnChanges
+from kara_cache.transport.connection import Connection
+from kara_cache.transport.verified_body import receive_verified
+from kara_cache.transport.worker_client import WorkerClient
+from kara_cache.transport.worker_link import named_error
 from kara_cache.ufs.base import FileInfo
-from kara_cache.verified_body import receive_verified
 from kara_cache.wire import MAX_HEAD_BYTES, PREFIX, RANGE_FRAME, decode_error
-from kara_cache.worker_client import WorkerClient
-from kara_cache.worker_link import named_error
 
 Found = tuple[FileInfo, "bytes | None"]
 

@@ -13,8 +13,8 @@ from typing import IO, TypeVar
 
 from kara_cache.errors import CacheError, WorkerBusy, WorkerUnavailable
 from kara_cache.failover import Call, Detours, Failover
+from kara_cache.transport.worker_client import WorkerClient
 from kara_cache.ufs.base import FileInfo, UnderStore
-from kara_cache.worker_client import WorkerClient
 
 T = TypeVar("T")
 SPOOL_BYTES = 8 << 20  # in memory; what is longer goes to a temporary file

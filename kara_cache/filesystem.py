@@ -15,7 +15,8 @@ from fsspec.core import get_compression
 from fsspec.utils import isfilelike
 
 from kara_cache.errors import KaraError
-from kara_cache.kara_file import CompressedWriter, KaraFile, KaraFileWriter
+from kara_cache.kara_file import KaraFile
+from kara_cache.kara_file_writer import CompressedWriter, KaraFileWriter
 from kara_cache.kara_tree import KaraTree
 from kara_cache.local_copy import replacing
 from kara_cache.ufs.base import FileInfo

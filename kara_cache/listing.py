@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from kara_cache.errors import CacheError, UnderStoreError
 from kara_cache.failover import Detours, Failover
 from kara_cache.own_changes import OwnChanges
+from kara_cache.transport.worker_client import WorkerClient
 from kara_cache.ufs.base import FileInfo, UnderStore
-from kara_cache.worker_client import WorkerClient
 
 
 class Listing:

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from kara_cache.page import HEADER_BYTES, MIN_PAGE_BYTES, PageHeader, PageId, file_id
-from kara_worker.page_store import StoredPage
+from kara_worker.pages.page_store import StoredPage
 
 PAGE_BYTES = MIN_PAGE_BYTES
 NOW_NS = 1_700_000_000_000_000_000

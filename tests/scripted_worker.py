@@ -24,9 +24,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from kara_cache.checksum import checksum
 from kara_cache.membership.base import MembershipView, MemberState, WorkerInfo
 from kara_cache.page import PageHeader, PageId, file_id
+from kara_cache.transport.worker_link import boot_id
 from kara_cache.ufs.base import FileInfo
 from kara_cache.wire import PREFIX, RANGE_FRAME, decode_ranges, encode_error, encode_info, pieces
-from kara_cache.worker_link import boot_id
 
 WAIT_S = 20.0  # for anything a test waits for
 

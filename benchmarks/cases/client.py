@@ -13,9 +13,9 @@ from benchmarks.rounds import interleave_calls
 from benchmarks.scene import KIB, MIB, Scene, read_url, request_bytes, warm
 from benchmarks.table_row import Row, Target
 from benchmarks.timing import aligned
-from kara_cache import verified_body
 from kara_cache.cache_client import CacheClient
 from kara_cache.checksum import checksum
+from kara_cache.transport import verified_body
 from kara_cache.ufs.base import FileInfo
 
 _HEAD = 16 << 10

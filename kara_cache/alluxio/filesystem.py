@@ -11,7 +11,8 @@ from kara_cache.alluxio.client import AlluxioClient
 from kara_cache.alluxio.operation_options import CPOption, RMOption
 from kara_cache.alluxio.options import read_options, target_of
 from kara_cache.alluxio.tree import AlluxioTree
-from kara_cache.kara_file import KaraFile, KaraFileWriter
+from kara_cache.kara_file import KaraFile
+from kara_cache.kara_file_writer import KaraFileWriter
 from kara_cache.kara_url import scheme_of
 
 

@@ -30,7 +30,7 @@ from kara_cache.file_writes import CacheWriter
 from kara_cache.kara_url import scheme_of
 from kara_cache.page_buffers import fresh_memory
 from kara_cache.process_events import watch
-from kara_cache.read_ahead import ReadAhead, SequentialReader
+from kara_cache.reading.read_ahead import ReadAhead, SequentialReader
 from kara_cache.ufs.base import FileInfo, UnderStore
 
 T = TypeVar("T")

@@ -31,7 +31,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF  # noqa: E402
 from kara_cache.cache_client import CacheClient  # noqa: E402
 from kara_cache.config import ClientConfig  # noqa: E402
 from kara_cache.errors import ConfigError  # noqa: E402
-from kara_cache.file_reads import FileReads  # noqa: E402
+from kara_cache.reading.file_reads import FileReads  # noqa: E402
 from kara_cache.tracing.read_spans import ReadSpans  # noqa: E402
 from kara_worker.testing.cluster import LocalCluster  # noqa: E402
 

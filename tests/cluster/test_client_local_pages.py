@@ -21,12 +21,12 @@ from kara_cache.cache_client import CacheClient
 from kara_cache.cached_file import CachedFile
 from kara_cache.config import ClientConfig
 from kara_cache.errors import AccessDenied, PageCorrupt
-from kara_cache.local_pages import RENEW_S, HeldPage, LocalPages
-from kara_cache.local_ranges import Piece, read_pieces
 from kara_cache.page import PageHeader, PageId
+from kara_cache.same_host.local_pages import RENEW_S, HeldPage, LocalPages
+from kara_cache.same_host.local_ranges import Piece, read_pieces
+from kara_cache.transport.worker_client import WorkerClient
+from kara_cache.transport.worker_link import Transport
 from kara_cache.ufs.base import FileInfo
-from kara_cache.worker_client import WorkerClient
-from kara_cache.worker_link import Transport
 
 FAR_S = 30.0
 PAGE = 64 << 10

@@ -17,7 +17,7 @@ from kara_cache.config import ClientConfig, TlsConfig
 from kara_cache.errors import AccessDenied, WorkerUnavailable
 from kara_cache.membership.base import WorkerInfo
 from kara_cache.secret_ref import Secret
-from kara_cache.worker_link import boot_id
+from kara_cache.transport.worker_link import boot_id
 from kara_worker.testing.cluster import LocalCluster, WorkerProcess
 
 FAR_S = 30.0

@@ -21,11 +21,10 @@ from kara_cache.membership.base import MemberState, WorkerInfo
 from kara_cache.mount import Mount, MountTable
 from kara_cache.page import PageHeader, PageId
 from kara_cache.suspects import Suspects
+from kara_cache.transport.worker_link import Transport
 from kara_cache.ufs.memory import MemoryStore
-from kara_cache.worker_link import Transport
 from kara_worker.config import HandoverConfig
 from kara_worker.eviction import make_policy
-from kara_worker.file_page_store import FilePageStore
 from kara_worker.handover.giver import Given, Handover, next_owner
 from kara_worker.handover.guests import Guests
 from kara_worker.handover.offer import (
@@ -40,6 +39,7 @@ from kara_worker.handover.offer import (
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.page_cache import FileRef, PageCache
+from kara_worker.pages.file_page_store import FilePageStore
 
 PAGE = 64 << 10
 ME, OTHER, THIRD = "me", "other", "third"

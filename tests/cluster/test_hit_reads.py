@@ -20,8 +20,8 @@ from kara_cache.cache_client import CacheClient
 from kara_cache.checksum import checksum
 from kara_cache.config import ClientConfig
 from kara_cache.membership.base import WorkerInfo
+from kara_cache.transport.worker_link import boot_id
 from kara_cache.wire import read_target
-from kara_cache.worker_link import boot_id
 from kara_worker.testing.cluster import LocalCluster
 
 MIB = 1 << 20

@@ -15,7 +15,7 @@ from scripted_worker import FixedMembership
 from kara_cache.cache_client import CacheClient
 from kara_cache.config import ClientConfig
 from kara_cache.membership.base import WorkerInfo
-from kara_cache.worker_link import boot_id
+from kara_cache.transport.worker_link import boot_id
 from kara_worker.testing.cluster import LocalCluster, WorkerProcess
 
 SMALL = 20_000

@@ -12,9 +12,9 @@ from typing import Protocol
 from page_data import PAGE_BYTES
 
 from kara_worker.eviction import EvictionPolicy, make_policy
-from kara_worker.file_page_store import FilePageStore
-from kara_worker.page_store import PageStore
-from kara_worker.segment_page_store import SegmentPageStore
+from kara_worker.pages.file_page_store import FilePageStore
+from kara_worker.pages.page_store import PageStore
+from kara_worker.segments.page_store import SegmentPageStore
 
 
 class Opener(Protocol):

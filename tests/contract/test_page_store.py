@@ -21,7 +21,7 @@ from page_stores import PAGE_STORES, Opener
 from kara_cache.errors import ConfigError
 from kara_cache.page import PageId
 from kara_worker.eviction import LeastRecentlyUsed
-from kara_worker.page_store import PageStore
+from kara_worker.pages.page_store import PageStore
 
 Open = Callable[..., PageStore]
 SECOND_NS = 1_000_000_000

@@ -23,8 +23,8 @@ from typing import Any
 from page_data import PAGE_BYTES, Page, make_page, read
 
 from kara_worker.eviction import LeastRecentlyUsed
-from kara_worker.file_page_store import FilePageStore
-from kara_worker.segment_page_store import SegmentPageStore
+from kara_worker.pages.file_page_store import FilePageStore
+from kara_worker.segments.page_store import SegmentPageStore
 
 TIMEOUT_S = 60.0
 

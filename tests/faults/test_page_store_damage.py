@@ -15,7 +15,7 @@ from page_data import PAGE_BYTES, Page, file_of, make_page, read
 from kara_cache.checksum import checksum
 from kara_cache.page import HEADER_BYTES
 from kara_worker.eviction import LeastRecentlyUsed
-from kara_worker.file_page_store import FilePageStore
+from kara_worker.pages.file_page_store import FilePageStore
 
 LENGTH = 10_000  # three blocks of 4 KiB, the last one short
 HEADER_REGIONS = {

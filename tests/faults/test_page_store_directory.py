@@ -18,8 +18,8 @@ from page_data import FOOTPRINT, PAGE_BYTES, Page, file_of, make_page, read
 
 from kara_cache.errors import ConfigError
 from kara_worker.eviction import LeastRecentlyUsed
-from kara_worker.file_page_store import FilePageStore
-from kara_worker.page_directory import PageDirectory
+from kara_worker.pages.file_page_store import FilePageStore
+from kara_worker.pages.page_directory import PageDirectory
 
 
 @pytest.fixture

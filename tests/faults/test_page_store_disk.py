@@ -14,8 +14,8 @@ import pytest
 from page_data import FOOTPRINT, PAGE_BYTES, Page, file_of, make_page, read
 
 from kara_worker.eviction import LeastRecentlyUsed
-from kara_worker.file_page_store import FilePageStore
-from kara_worker.segment_page_store import SegmentPageStore
+from kara_worker.pages.file_page_store import FilePageStore
+from kara_worker.segments.page_store import SegmentPageStore
 
 pytestmark = pytest.mark.fault
 

@@ -14,7 +14,7 @@ from page_store_child import Child, open_store, page_number
 
 from kara_cache.page import PageId
 from kara_worker.eviction import make_policy
-from kara_worker.file_page_store import FilePageStore
+from kara_worker.pages.file_page_store import FilePageStore
 
 COUNT = 20_000
 PAGE_BYTES = 1 << 20

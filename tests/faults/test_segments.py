@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from page_data import FOOTPRINT, NOW_NS, PAGE_BYTES, Page, make_page, read
 
 from kara_cache.errors import ConfigError
-from kara_worker import segment, segment_shelf
 from kara_worker.eviction import LeastRecentlyUsed
-from kara_worker.file_page_store import FilePageStore
-from kara_worker.segment import SegmentHead
-from kara_worker.segment_page_store import SegmentPageStore, can_hold_segments
-from kara_worker.segment_quarantine import Quarantine
+from kara_worker.pages.file_page_store import FilePageStore
+from kara_worker.segments import segment, shelf
+from kara_worker.segments.page_store import SegmentPageStore, can_hold_segments
+from kara_worker.segments.quarantine import Quarantine
+from kara_worker.segments.segment import SegmentHead
 
 SEGMENT = 4 * FOOTPRINT
 Open = Callable[..., SegmentPageStore]
@@ -96,7 +96,7 @@ def recycle(monkeypatch: pytest.MonkeyPatch, aside: Path) -> None:
         self.segment, self.end = new, 0
         self.fd = os.open(new.path, os.O_WRONLY)
 
-    monkeypatch.setattr(segment_shelf.os, "unlink", keep)
+    monkeypatch.setattr(shelf.os, "unlink", keep)
     monkeypatch.setattr(SegmentHead, "__init__", again)
 
 
@@ -303,7 +303,7 @@ def test_a_long_journal_becomes_an_index(
     open_store: Open, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a segment has no page yet."""
-    monkeypatch.setattr("kara_worker.segment_directory._LEAST_JOURNAL", 8)
+    monkeypatch.setattr("kara_worker.segments.directory._LEAST_JOURNAL", 8)
     store = open_store()
     flood(store, 21)
     store.drop(make_page("/m/flood", 20)[0].page, "free")
@@ -565,6 +565,6 @@ def test_a_file_system_without_fallocate_is_told_apart(
     def cannot(fd: int, size: int) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("kara_worker.segment_page_store.allocate", cannot)
+    monkeypatch.setattr("kara_worker.segments.page_store.allocate", cannot)
     assert not can_hold_segments(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -12,8 +12,8 @@ import pytest
 from kara_cache.errors import PageCorrupt
 from kara_cache.page import DEFAULT_PAGE_BYTES, PageHeader, PageId
 from kara_worker.alluxio.verified_pages import VerifiedPages
-from kara_worker.output import PageSlice
-from kara_worker.page_store import StoredPage
+from kara_worker.http.output import PageSlice
+from kara_worker.pages.page_store import StoredPage
 
 DATA = random.Random(1).randbytes(200_000)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kara_worker.client_totals import FALLBACKS, ClientTotals
+from kara_worker.data_port.client_totals import FALLBACKS, ClientTotals
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 

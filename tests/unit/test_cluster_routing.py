@@ -11,15 +11,15 @@ from scripted_worker import FixedMembership
 from kara_cache.cached_file import CachedFile
 from kara_cache.cluster import Cluster
 from kara_cache.config import TlsConfig
-from kara_cache.credentials import TOKEN_TTL_S, ClientTls, authorization
 from kara_cache.errors import ConfigError, StaleVersion, UnderStoreError, WorkerBusy, WorkerUnavailable
 from kara_cache.failover import Detours
 from kara_cache.membership.base import MemberState, WorkerInfo
 from kara_cache.secret_ref import Secret
 from kara_cache.suspects import Suspects
 from kara_cache.token import verify
+from kara_cache.transport.credentials import TOKEN_TTL_S, ClientTls, authorization
+from kara_cache.transport.worker_link import Transport
 from kara_cache.ufs.base import FileInfo
-from kara_cache.worker_link import Transport
 
 TRANSPORT = Transport(connect_timeout_s=1, stall_timeout_s=1, connections=1)
 

@@ -16,12 +16,12 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kara_cache.address import TcpAddress, UnixAddress
-from kara_cache.connection import ClosedBeforeResponse, Connection
-from kara_cache.connection_pool import ConnectionPool
 from kara_cache.endpoint import Endpoint
 from kara_cache.errors import FormatError, WorkerBusy, WorkerUnavailable
-from kara_cache.response import parse_chunk_size, parse_head
+from kara_cache.transport.address import TcpAddress, UnixAddress
+from kara_cache.transport.connection import ClosedBeforeResponse, Connection
+from kara_cache.transport.connection_pool import ConnectionPool
+from kara_cache.transport.response import parse_chunk_size, parse_head
 
 FAR_S = 30.0
 

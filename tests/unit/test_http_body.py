@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kara_cache.errors import FormatError
-from kara_worker.http_body import BodyDecoder
+from kara_worker.http.body import BodyDecoder
 
 
 def feed_in_pieces(decoder: BodyDecoder, data: bytes, cuts: list[int]) -> bytes:

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from kara_worker.http_request import Request
-from kara_worker.http_server import Connection, HttpServer
+from kara_worker.http.request import Request
+from kara_worker.http.server import Connection, HttpServer
 
 
 class Echo:

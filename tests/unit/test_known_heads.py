@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kara_cache.errors import FormatError
-from kara_cache.response import KnownHeads, page_bytes_of, parse_head, sums_of
+from kara_cache.transport.response import KnownHeads, page_bytes_of, parse_head, sums_of
 
 
 def head(length: int, page_bytes: int, end: str) -> bytes:

@@ -17,13 +17,13 @@ from kara_worker.config import LoadConfig
 from kara_worker.eviction import make_policy
 from kara_worker.fetch.local import LocalSource
 from kara_worker.file_facts import FileFacts
-from kara_worker.file_page_store import FilePageStore
 from kara_worker.jobs.batch import Action, Batch, Outcome, Piece, Reason
 from kara_worker.jobs.load_metrics import LoadMetrics
 from kara_worker.jobs.owner import LoadOwner
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.page_cache import RUN_BYTES, PageCache
+from kara_worker.pages.file_page_store import FilePageStore
 
 PAGE = 64 << 10
 JOB, OTHER = "1" * 32, "2" * 32

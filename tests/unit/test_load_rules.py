@@ -16,8 +16,8 @@ from kara_cache.mount import is_below
 from kara_cache.page import PageHeader, PageId, file_id
 from kara_cache.path_rule import PathRule, decode_rule, encode_rule, is_pinned, ttl_of
 from kara_worker.eviction import make_policy
-from kara_worker.file_page_store import FilePageStore
-from kara_worker.page_file import group_token
+from kara_worker.pages.file_page_store import FilePageStore
+from kara_worker.pages.page_file import group_token
 from kara_worker.rules.path_rules import PathRules
 from kara_worker.rules.shelf import LocalRules
 

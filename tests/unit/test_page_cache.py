@@ -15,10 +15,10 @@ from kara_cache.ufs.memory import MemoryStore
 from kara_worker.bring import Bringing
 from kara_worker.eviction import make_policy
 from kara_worker.fetch.local import LocalSource
-from kara_worker.file_page_store import FilePageStore
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.page_cache import RUN_BYTES, CachedPart, FileRef, FillPart, PageCache, Part
+from kara_worker.pages.file_page_store import FilePageStore
 
 PAGE = 64 << 10
 TIMEOUT_S = 20.0

@@ -16,9 +16,9 @@ from kara_cache.checksum import checksum
 from kara_cache.mount import Mount
 from kara_cache.page import HEADER_BYTES, PageHeader, PageId, file_id
 from kara_cache.wire import RANGE_FRAME, FileRange
+from kara_worker.data_port.range_hits import AskedFile, RangeHits
 from kara_worker.page_cache import FileRef
-from kara_worker.page_store import StoredPage
-from kara_worker.range_hits import AskedFile, RangeHits
+from kara_worker.pages.page_store import StoredPage
 
 PAGE = 64 << 10
 DATA = os.urandom(5 * PAGE + 12_345)

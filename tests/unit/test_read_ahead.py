@@ -16,9 +16,9 @@ from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientMetrics
 from kara_cache.errors import WorkerUnavailable
 from kara_cache.page_buffers import PageBuffers, fresh_memory
-from kara_cache.read_ahead import ReadAhead, SequentialReader
-from kara_cache.read_threads import ReadThreads
 from kara_cache.read_window import MAX_CHUNK_BYTES, UNIT_BYTES, Window, after_read, goes_on, outdated, wanted
+from kara_cache.reading.read_ahead import ReadAhead, SequentialReader
+from kara_cache.reading.read_threads import ReadThreads
 from kara_cache.ufs.base import FileInfo
 
 MIB = UNIT_BYTES

@@ -7,7 +7,7 @@ import errno
 import socket
 from collections.abc import Awaitable, Callable
 
-from kara_worker.ready_sockets import Listener, ReadySockets
+from kara_worker.http.ready_sockets import Listener, ReadySockets
 
 WAIT_S = 20.0
 Scenario = Callable[[ReadySockets], Awaitable[None]]

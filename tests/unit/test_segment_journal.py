@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from kara_cache.errors import FormatError
 from kara_cache.page import HEADER_BYTES, PageHeader, PageId, file_id
 from kara_cache.page_record import data_at, pack, packed_bytes, record_bytes, unit_of, unpack
-from kara_worker.page_index import FileRecord
-from kara_worker.segment import PLACE_BITS, offset_in, place_of, size_in
-from kara_worker.segment_journal import Journal, Placed
+from kara_worker.pages.page_index import FileRecord
+from kara_worker.segments.journal import Journal, Placed
+from kara_worker.segments.segment import PLACE_BITS, offset_in, place_of, size_in
 
 State = dict[tuple[bytes, int], int]
 

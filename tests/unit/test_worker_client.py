@@ -25,10 +25,10 @@ from kara_cache.errors import (
     WorkerUnavailable,
 )
 from kara_cache.read_stages import Marks
+from kara_cache.transport.worker_client import WorkerClient
+from kara_cache.transport.worker_link import Transport
 from kara_cache.ufs.base import FileInfo
 from kara_cache.wire import FileRange, RangeFile, encode_ranges
-from kara_cache.worker_client import WorkerClient
-from kara_cache.worker_link import Transport
 
 FAR_S = 30.0
 PAGE = 64 << 10

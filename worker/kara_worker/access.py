@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from kara_cache import token as tokens
 from kara_cache.errors import AccessDenied
-from kara_worker.http_request import Request, RequestConnection
+from kara_worker.http.request import Request, RequestConnection
 
 _MAX_GRANTS = 65536
 

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import Any
 
-from kara_worker.http_request import Request
-from kara_worker.http_server import Connection
+from kara_worker.http.request import Request
+from kara_worker.http.server import Connection
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _HTML = "text/html; charset=utf-8"

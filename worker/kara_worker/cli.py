@@ -18,7 +18,7 @@ from kara_cache.secret_ref import is_secret_key, refuse_literal_secrets
 from kara_worker.config import WorkerConfig
 from kara_worker.daemon import WorkerDaemon
 from kara_worker.detach import detached
-from kara_worker.loop import run_loop
+from kara_worker.http.loop import run_loop
 from kara_worker.supervisor import Supervisor
 
 EXIT_OK = 0

@@ -23,27 +23,27 @@ from kara_cache.membership.configured import etcd_client
 from kara_worker.access import AccessControl
 from kara_worker.admin import AdminServer
 from kara_worker.alluxio.listeners import AlluxioListeners
-from kara_worker.client_totals import ClientTotals
 from kara_worker.cluster_status import ClusterStatus
 from kara_worker.config import WorkerConfig
+from kara_worker.data_port.client_totals import ClientTotals
+from kara_worker.data_port.private_mounts import PrivateMounts
+from kara_worker.data_port.server import PageServer
+from kara_worker.data_port.traced_server import TracedServer
 from kara_worker.eviction import make_policy
 from kara_worker.file_facts import FileFacts
 from kara_worker.handover.endpoints import HandoverEndpoints
 from kara_worker.handover.giver import Handover
 from kara_worker.handover.guests import Guests
-from kara_worker.http_server import HttpServer
+from kara_worker.http.server import HttpServer
 from kara_worker.identity import DirectoryLock, boot_id, load_or_create_identity
 from kara_worker.jobs.load_metrics import LoadMetrics
 from kara_worker.jobs.loads import Loads
 from kara_worker.metrics import WorkerCollector, WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.page_cache import PageCache
-from kara_worker.page_file import group_token
 from kara_worker.page_stores import open_page_store
-from kara_worker.private_mounts import PrivateMounts
+from kara_worker.pages.page_file import group_token
 from kara_worker.registration import Registration
-from kara_worker.server import PageServer
-from kara_worker.traced_server import TracedServer
 
 log = logging.getLogger(__name__)
 

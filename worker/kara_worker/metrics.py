@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from kara_cache.errors import CacheError, UnderStoreError
 from kara_worker.hot_paths import HotPaths
-from kara_worker.page_store import StoreStats
+from kara_worker.pages.page_store import StoreStats
 
 _ANSWERS = (
     FileNotFoundError,

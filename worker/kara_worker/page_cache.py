@@ -16,7 +16,7 @@ from kara_worker.byte_budget import ByteBudget
 from kara_worker.fill import Fill
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
-from kara_worker.page_store import PageStore, StoredPage
+from kara_worker.pages.page_store import PageStore, StoredPage
 
 V = TypeVar("V")
 RUN_BYTES = 8 << 20  # neighbouring missing pages fetched by one request; precedent: 8 MiB parts of S3 clients

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from kara_cache.errors import ConfigError
 from kara_worker.config import StoreConfig
 from kara_worker.eviction.base import EvictionPolicy
-from kara_worker.file_page_store import FilePageStore
-from kara_worker.segment_page_store import SegmentPageStore, can_hold_segments
+from kara_worker.pages.file_page_store import FilePageStore
+from kara_worker.segments.page_store import SegmentPageStore, can_hold_segments
 
 log = logging.getLogger(__name__)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from kara_cache.cluster import Cluster
 from kara_cache.config import SYSTEM_CA, TlsConfig
-from kara_cache.credentials import ClientTls, authorization
 from kara_cache.membership.base import Membership, MembershipView, WorkerInfo
 from kara_cache.membership.configured import etcd_client
 from kara_cache.membership.etcd_membership import EtcdMembership
 from kara_cache.membership.static import StaticMembership
 from kara_cache.suspects import Suspects
-from kara_cache.worker_link import Transport
+from kara_cache.transport.credentials import ClientTls, authorization
+from kara_cache.transport.worker_link import Transport
 from kara_worker.config import WorkerConfig
 
 _SUSPECT_S = 0.5  # a client's is 5: a reader has somewhere else to go, a load waits for its worker

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from kara_cache.errors import ConfigError, KaraError
 from kara_worker.config import WorkerConfig
-from kara_worker.loop import run_loop
+from kara_worker.http.loop import run_loop
 
 log = logging.getLogger(__name__)
 

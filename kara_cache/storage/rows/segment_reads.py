@@ -11,7 +11,7 @@ from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientMetrics
 from kara_cache.errors import UnderStoreError
 from kara_cache.page_buffers import fresh_memory
-from kara_cache.read_ahead import ReadAhead, SequentialReader
+from kara_cache.reading.read_ahead import ReadAhead, SequentialReader
 from kara_cache.ufs.base import FileInfo, UnderStore
 from kara_cache.ufs.per_process import PerProcess
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from kara_cache.cache_client import CacheClient
-from kara_cache.read_ahead import SequentialReader
+from kara_cache.reading.read_ahead import SequentialReader
 from kara_cache.storage.rows.segment_reads import CachedReads, DirectReads, SegmentReads
 from kara_cache.storage.rows.segments import ends_of, find_segments
 from kara_cache.storage.rows.spans import cut, cut_all, runs_of

@@ -27,13 +27,13 @@ from kara_worker.alluxio.owners import Owners
 from kara_worker.alluxio.raw_query import form_values, spellings, split_path, split_two_paths
 from kara_worker.alluxio.store_changes import StoreChanges
 from kara_worker.alluxio.ufs_names import UfsNames, quoted_path
+from kara_worker.data_port.upload import upload
 from kara_worker.file_facts import FileFacts
-from kara_worker.http_request import Request
-from kara_worker.http_server import Connection
+from kara_worker.http.request import Request
+from kara_worker.http.server import Connection
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.page_cache import PageCache
-from kara_worker.upload import upload
 
 log = logging.getLogger(__name__)
 

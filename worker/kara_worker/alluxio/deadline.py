@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from kara_worker.http_request import Request
+from kara_worker.http.request import Request
 
 
 async def answered_within(deadline_s: float, request: Request, work: Coroutine[Any, Any, None]) -> None:

@@ -13,12 +13,12 @@ from kara_cache.ufs.base import FileInfo
 from kara_worker.alluxio.owner_reads import OwnerReads
 from kara_worker.alluxio.owners import Owners
 from kara_worker.alluxio.verified_pages import VerifiedPages
+from kara_worker.data_port.verified_read import read_verified_copy
 from kara_worker.file_facts import FileFacts
-from kara_worker.http_request import Request
+from kara_worker.http.output import PageSlice
+from kara_worker.http.request import Request
 from kara_worker.metrics import WorkerMetrics
-from kara_worker.output import PageSlice
 from kara_worker.page_cache import CachedPart, FileRef, FillPart, PageCache
-from kara_worker.verified_read import read_verified_copy
 
 Item = bytes | memoryview | PageSlice
 _WINDOW_BYTES = 8 << 20  # fetched while the one before it is sent; the cache's own runs are as long

@@ -26,7 +26,7 @@ from kara_worker.alluxio.s3_uploads import S3Uploads
 from kara_worker.alluxio.ufs_names import UfsNames
 from kara_worker.config import WorkerConfig
 from kara_worker.file_facts import FileFacts
-from kara_worker.http_server import Application, HttpServer
+from kara_worker.http.server import Application, HttpServer
 from kara_worker.jobs.board import LoadBoard
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.page_cache import PageCache

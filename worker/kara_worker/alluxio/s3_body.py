@@ -12,7 +12,7 @@ from typing import Protocol
 from kara_worker.alluxio.aws_chunked import AwsChunked
 from kara_worker.alluxio.s3_errors import S3Error
 from kara_worker.alluxio.sigv4 import Signed
-from kara_worker.http_request import Request
+from kara_worker.http.request import Request
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -13,7 +13,7 @@ from kara_worker.alluxio.s3_objects import S3Objects
 from kara_worker.alluxio.s3_target import Routes, Target
 from kara_worker.alluxio.s3_uploads import S3Uploads
 from kara_worker.alluxio.s3_xml import document, element, iso_time, parse_delete, text
-from kara_worker.http_request import Request
+from kara_worker.http.request import Request
 from kara_worker.mounted_stores import MountedStores
 
 REGION = "us-east-1"  # what clients that are not told assume

@@ -14,7 +14,7 @@ from kara_worker.alluxio.s3_target import Routes, Target
 from kara_worker.alluxio.s3_uploads import Part, S3Uploads, Upload, join
 from kara_worker.alluxio.s3_xml import document, element, error_element, etag, iso_time, parse_parts, text
 from kara_worker.file_facts import FileFacts
-from kara_worker.http_request import Request
+from kara_worker.http.request import Request
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 

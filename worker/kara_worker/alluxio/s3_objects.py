@@ -19,12 +19,12 @@ from kara_worker.alluxio.s3_errors import S3Error
 from kara_worker.alluxio.s3_target import Routes, Target
 from kara_worker.alluxio.s3_xml import document, etag, http_time, iso_time, text
 from kara_worker.alluxio.store_changes import StoreChanges
+from kara_worker.data_port.upload import upload
 from kara_worker.file_facts import FileFacts
-from kara_worker.http_request import Request
-from kara_worker.http_server import Connection
+from kara_worker.http.request import Request
+from kara_worker.http.server import Connection
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
-from kara_worker.upload import upload
 
 V = TypeVar("V")
 _MAX_TARGETS = 65536

@@ -18,8 +18,8 @@ from kara_worker.alluxio.s3_multipart import S3Multipart
 from kara_worker.alluxio.s3_objects import S3Objects
 from kara_worker.alluxio.s3_target import Handler, Routes, S3Access, Target
 from kara_worker.alluxio.s3_xml import error_document
-from kara_worker.http_request import Request
-from kara_worker.http_server import Connection
+from kara_worker.http.request import Request
+from kara_worker.http.server import Connection
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 

@@ -11,7 +11,7 @@ from kara_cache.mount import Mount
 from kara_worker.alluxio.s3_errors import S3Error
 from kara_worker.alluxio.sigv4 import Incoming, Signed, verify
 from kara_worker.alluxio_config import S3Key
-from kara_worker.http_request import Request
+from kara_worker.http.request import Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kara_cache.ufs.base import FileInfo, UnderStoreWriter
 from kara_worker.alluxio.s3_errors import S3Error
-from kara_worker.upload import upload
+from kara_worker.data_port.upload import upload
 
 MAX_PARTS = 10_000  # S3's own limit
 _MAX_UPLOADS = 1000

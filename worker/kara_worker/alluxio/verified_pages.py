@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 
 from kara_cache.page import PageId
-from kara_worker.output import PageSlice
-from kara_worker.page_store import StoredPage
-from kara_worker.verified_read import in_memory, read_verified
+from kara_worker.data_port.verified_read import in_memory, read_verified
+from kara_worker.http.output import PageSlice
+from kara_worker.pages.page_store import StoredPage
 
 _TRUSTED_S = 30.0  # chosen by feel: long for a hot page, short for memory that may fail
 _MAX_PAGES = 1 << 17

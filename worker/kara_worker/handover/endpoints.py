@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 from kara_cache.errors import PageCorrupt
 from kara_cache.page import HEADER_BYTES, PageId
 from kara_worker.access import AccessControl
+from kara_worker.data_port.verified_read import in_memory, read_verified_copy
 from kara_worker.handover.guests import Guests
 from kara_worker.handover.offer import MAX_OFFER_BYTES, decode_offer, encode_taken
-from kara_worker.http_request import Request
-from kara_worker.output import PageSlice, SocketOutput
+from kara_worker.http.output import PageSlice, SocketOutput
+from kara_worker.http.request import Request
 from kara_worker.page_cache import PageCache
-from kara_worker.page_store import StoredPage
-from kara_worker.verified_read import in_memory, read_verified_copy
+from kara_worker.pages.page_store import StoredPage
 
 _SEND_STALL_S = 60.0
 

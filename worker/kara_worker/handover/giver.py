@@ -14,7 +14,7 @@ from kara_cache.errors import FormatError, KaraError
 from kara_cache.page import PageId
 from kara_cache.quantity import format_bytes
 from kara_cache.stripe import stripes
-from kara_cache.worker_client import WorkerClient
+from kara_cache.transport.worker_client import WorkerClient
 from kara_worker.config import HandoverConfig
 from kara_worker.handover.offer import MAX_PAGES, Offer, Taken, decode_taken, encode_offer
 from kara_worker.hot_paths import ReadFile

@@ -15,7 +15,7 @@ from kara_cache.errors import CacheError, FormatError, KaraError, PageCorrupt, W
 from kara_cache.membership.base import MemberState
 from kara_cache.page import HEADER_BYTES, PageHeader, PageId
 from kara_cache.stripe import STRIPE_BYTES
-from kara_cache.worker_client import WorkerClient
+from kara_cache.transport.worker_client import WorkerClient
 from kara_worker.handover.offer import Offer, Taken
 from kara_worker.page_cache import PageCache
 

@@ -12,7 +12,7 @@ from kara_cache.errors import WorkerBusy
 from kara_cache.load_job import LoadJob, LoadOptions, decode_options, is_job_id, job_document
 from kara_cache.mount import normalize_path
 from kara_worker.access import AccessControl
-from kara_worker.http_request import Request
+from kara_worker.http.request import Request
 from kara_worker.jobs.batch import MAX_BATCH_BYTES, Outcome, decode_batch, encode_outcome
 from kara_worker.jobs.job_board import JobBoard
 from kara_worker.jobs.owner import LoadOwner

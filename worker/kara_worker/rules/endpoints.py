@@ -13,7 +13,7 @@ from kara_cache.cluster import Cluster
 from kara_cache.mount import normalize_path
 from kara_cache.path_rule import rule_document
 from kara_worker.access import AccessControl
-from kara_worker.http_request import Request
+from kara_worker.http.request import Request
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.rules.path_rules import PathRules
 

@@ -9,7 +9,7 @@ from kara_cache.errors import MembershipError
 from kara_cache.jitter import jitter
 from kara_cache.mount import is_below
 from kara_cache.path_rule import PathRule, is_pinned, ttl_of
-from kara_worker.page_store import PageStore
+from kara_worker.pages.page_store import PageStore
 from kara_worker.rules.shelf import RuleShelf
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,220 @@
+"""Many ranges at once: one request for each worker that owns some, all under way together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from time import monotonic
+
+from kara_cache.cached_file import CachedFile
+from kara_cache.client_metrics import ClientMetrics
+from kara_cache.errors import CacheError, PageCorrupt, UnderStoreError
+from kara_cache.failover import Failover
+from kara_cache.page_buffers import fresh_memory
+from kara_cache.reading.file_reads import FileReads
+from kara_cache.same_host.local_pages import LocalPages
+from kara_cache.same_host.local_ranges import Piece, read_pieces, take_pages
+from kara_cache.stripe import STRIPE_BYTES, stripes
+from kara_cache.transport.worker_client import RangesRequest, WorkerClient
+from kara_cache.wire import MAX_RANGES, MAX_RANGES_BODY_BYTES, FileRange, encode_ranges
+
+_ROUNDS = 2  # requests for all at once; what they leave open is read one by one, with every detour there is
+_IN_FLIGHT = 8  # requests sent before the first answer is read; more would only wait for connections
+_RANGE_BYTES = 16  # of one range in a request, and of one file beside its path and version
+_FILE_BYTES = 12
+
+
+class RangeReads:
+    """Thread-safe; usable in a forked child after its parts were told."""
+
+    def __init__(
+        self, failover: Failover, reads: FileReads, local: LocalPages, metrics: ClientMetrics
+    ) -> None:
+        self._failover = failover
+        self._reads = reads
+        self._local = local
+        self._metrics = metrics
+
+    def read(self, ranges: Sequence[tuple[CachedFile, int, int]]) -> list[memoryview]:
+        """The bytes of each (file, start, length), in this order; shorter where the file ends.
+
+        All views share one piece of memory.
+        """
+        began = monotonic()
+        lengths = [
+            length if 0 <= length <= file.size - start else max(0, min(length, file.size - start))
+            for file, start, length in ranges
+        ]
+        memory, at, made = fresh_memory(sum(lengths)), 0, tuple.__new__
+        views: list[memoryview] = []
+        pieces: list[Piece] = []
+        for (file, start, _), length in zip(ranges, lengths, strict=True):
+            view = memory[at : at + length]
+            at += length
+            views.append(view)
+            if 0 < length <= STRIPE_BYTES - start % STRIPE_BYTES:
+                pieces.append(made(Piece, (file, start, view)))  # in half the time that Piece() takes
+            elif length:
+                pieces += [
+                    Piece(file, stripe.start, view[stripe.start - start : stripe.stop - start])
+                    for stripe in stripes(start, start + length)
+                ]
+        deadline = self._failover.deadline()
+        if self._local.page_sizes or self._has_local_workers():
+            pieces = self._read_here(pieces, len(memory), deadline)
+        for _ in range(_ROUNDS):
+            if pieces:
+                pieces = self._round(pieces, deadline)
+        for piece in pieces:
+            self._reads.read_into(piece.file, piece.start, piece.view)
+        self._metrics.batch(monotonic() - began)
+        return views
+
+    def _has_local_workers(self) -> bool:
+        return any(client.link.is_local for client in self._failover.cluster.table().clients.values())
+
+    def _read_here(self, pieces: Sequence[Piece], size: int, deadline: float) -> list[Piece]:
+        """What is left of pieces of `size` bytes when everything was read that pages of this host have."""
+        left = read_pieces(self._local, pieces)
+        if left and self._take_pages(left, deadline):
+            left = read_pieces(self._local, left)
+        if self._local.page_sizes:
+            left = [piece for piece in left if not self._read_held(piece)]
+        here = len(pieces) - len(left)
+        if here:
+            self._metrics.ranges("local", here, size - sum(len(piece.view) for piece in left))
+        return left
+
+    def _take_pages(self, pieces: Sequence[Piece], deadline: float) -> bool:
+        """Asks workers on this host for the pages under these pieces; whether any came."""
+        wanted: dict[WorkerClient, set[tuple[CachedFile, int]]] = {}
+        cluster = self._failover.cluster
+        table = cluster.table()
+        for file, start, view in pieces:
+            worker = cluster.first(table, cluster.owners_of(table, file, start // STRIPE_BYTES))
+            if worker is not None and worker.link.is_local and worker.link.page_bytes:
+                page_bytes = worker.link.page_bytes
+                for index in range(start // page_bytes, (start + len(view) - 1) // page_bytes + 1):
+                    if not self._local.has(file, index, page_bytes):
+                        wanted.setdefault(worker, set()).add((file, index))
+        came = [take_pages(self._local, worker, pages, deadline) for worker, pages in wanted.items()]
+        return any(came)
+
+    def _read_held(self, piece: Piece) -> bool:
+        """The general way, for pieces across pages; one that is wrong is noted and left to a request."""
+        try:
+            return self._local.read_held(piece.file, piece.start, piece.view) == len(piece.view)
+        except PageCorrupt as exc:
+            self._metrics.fallback(exc.reason)
+            return False
+
+    def _round(self, pieces: Sequence[Piece], deadline: float) -> list[Piece]:
+        """Asks each piece's first worker; returns the pieces that are still open after it."""
+        groups: dict[str, list[Piece]] = {}
+        workers: dict[str, WorkerClient] = {}
+        left: list[Piece] = []
+        cluster = self._failover.cluster
+        table = cluster.table()
+        asked: dict[tuple[CachedFile, int], WorkerClient | None] = {}
+        for piece in pieces:
+            place = piece[0], piece[1] // STRIPE_BYTES
+            if place not in asked:
+                owners = cluster.owners_of(table, *place)
+                asked[place], _ = next(cluster.candidates(table, owners), (None, False))
+            worker = asked[place]
+            if worker is None:
+                left.append(piece)
+            elif (group := groups.get(worker.id)) is not None:
+                group.append(piece)
+            else:
+                workers[worker.id] = worker
+                groups[worker.id] = [piece]
+        requests = [
+            (workers[worker_id], part) for worker_id, group in groups.items() for part in _requests(group)
+        ]
+        for first in range(0, len(requests), _IN_FLIGHT):
+            left += self._exchange(requests[first : first + _IN_FLIGHT], deadline)
+        return left
+
+    def _exchange(self, requests: Sequence[tuple[WorkerClient, list[Piece]]], deadline: float) -> list[Piece]:
+        """Sends all, then receives all: the workers work at the same time, without a thread for each."""
+        left: list[Piece] = []
+        started: list[tuple[WorkerClient, list[Piece], RangesRequest]] = []
+        try:
+            for worker, pieces in requests:
+                request = self._start(worker, pieces, deadline)
+                if request is None:
+                    left += pieces
+                else:
+                    started.append((worker, pieces, request))
+            while started:
+                worker, pieces, request = started.pop(0)  # from here on it ends by itself, whatever happens
+                left += self._receive(worker, pieces, request)
+        finally:
+            for _, _, request in started:
+                request.abandon()
+        return left
+
+    def _start(self, worker: WorkerClient, pieces: list[Piece], deadline: float) -> RangesRequest | None:
+        try:
+            return worker.start_ranges(_body(pieces), deadline)
+        except CacheError as exc:
+            self._failover.failed(worker, exc)
+            return None
+
+    def _receive(self, worker: WorkerClient, pieces: list[Piece], request: RangesRequest) -> list[Piece]:
+        """The pieces that did not come. An answer such as FileNotFoundError is left to a read of its own."""
+        try:
+            frames = request.finish([piece.view for piece in pieces])
+        except (CacheError, UnderStoreError) as exc:
+            self._failover.failed(worker, exc)
+            return pieces
+        if frames.broken is not None:
+            self._failover.failed(worker, frames.broken)
+        failures = {
+            type(error): error
+            for error in frames.errors.values()
+            if isinstance(error, (CacheError, UnderStoreError))
+        }
+        for error in failures.values():  # one of each kind: they have one cause
+            self._failover.failed(worker, error)
+        arrived = [piece for piece, done in zip(pieces, frames.done, strict=True) if done]
+        self._metrics.ranges("worker", len(arrived), sum(len(piece.view) for piece in arrived))
+        if frames.broken is None and not frames.errors:
+            self._failover.cluster.suspects.answered(worker.id)
+        return [piece for piece, done in zip(pieces, frames.done, strict=True) if not done]
+
+
+def _requests(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Cuts what one worker is asked for into requests within the protocol's limits."""
+    group: list[Piece] = []
+    size = _FILE_BYTES
+    files: set[CachedFile] = set()
+    for piece in pieces:
+        file, more = piece[0], _RANGE_BYTES
+        if file not in files:
+            more += _file_bytes(file)
+        if len(group) == MAX_RANGES or size + more > MAX_RANGES_BODY_BYTES:
+            yield group
+            group, size, files = [], _FILE_BYTES, set()
+            more = _RANGE_BYTES + _file_bytes(file)
+        files.add(file)
+        group.append(piece)
+        size += more
+    if group:
+        yield group
+
+
+def _file_bytes(file: CachedFile) -> int:
+    return _FILE_BYTES + len(file.info.path.encode()) + len(file.info.version.encode())
+
+
+def _body(pieces: Sequence[Piece]) -> bytes:
+    numbers: dict[CachedFile, int] = {}
+    ranges: list[FileRange] = []
+    made = tuple.__new__  # in half the time that FileRange() takes
+    for file, start, view in pieces:
+        number = numbers.get(file)
+        if number is None:
+            number = numbers[file] = len(numbers)
+        ranges.append(made(FileRange, (number, start, len(view))))
+    return encode_ranges([file.range_file for file in numbers], ranges)

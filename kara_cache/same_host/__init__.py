@@ -1,0 +1,1 @@
+"""Pages of workers on this host, read from their files."""

@@ -1,0 +1,1 @@
+"""Pages on SSD, many to a file."""
