@@ -137,8 +137,7 @@ class PageHeader:
             len(name),
             0,
         )
-        sums = struct.pack(f"<{len(self.block_sums)}Q", *self.block_sums)
-        body = (head + sums + name).ljust(HEADER_BYTES - 8, b"\0")
+        body = (head + _write_sums(self.block_sums) + name).ljust(HEADER_BYTES - 8, b"\0")
         return body + _SUM.pack(checksum(body))
 
     @classmethod
@@ -206,6 +205,14 @@ class PageHeader:
             return False
         sums = [checksum(view[at : at + step]) for at in range(0, len(view), step)]
         return sums == self.block_sums[first : first + len(sums)].tolist()
+
+
+def _write_sums(sums: array[int]) -> bytes:
+    """As they lie in memory: packing 256 integers one by one takes as long as the rest of a header."""
+    if sys.byteorder == "big":
+        sums = array("Q", sums)
+        sums.byteswap()
+    return sums.tobytes()
 
 
 def _read_sums(raw: memoryview) -> array[int]:

@@ -126,7 +126,6 @@ WRITE_ERRORS = {
         "pwritev EIO": "pwritev,pwritev2:error=EIO:when=1",
         "pwritev nothing": "pwritev,pwritev2:retval=0:when=1",
         "journal EIO": "pwrite64:error=EIO:when=1",
-        "second record of the journal": "pwrite64:error=EIO:when=2",
         "fchmod EIO": "fchmod:error=EIO:when=1",
     },
 }

@@ -19,7 +19,7 @@ from page_data import FOOTPRINT, NOW_NS, PAGE_BYTES, Page, make_page, read
 from kara_cache.errors import ConfigError
 from kara_worker.eviction import LeastRecentlyUsed
 from kara_worker.pages.file_page_store import FilePageStore
-from kara_worker.segments import segment, shelf
+from kara_worker.segments import room, segment
 from kara_worker.segments.page_store import SegmentPageStore, can_hold_segments
 from kara_worker.segments.quarantine import Quarantine
 from kara_worker.segments.segment import SegmentHead
@@ -96,7 +96,7 @@ def recycle(monkeypatch: pytest.MonkeyPatch, aside: Path) -> None:
         self.segment, self.end = new, 0
         self.fd = os.open(new.path, os.O_WRONLY)
 
-    monkeypatch.setattr(shelf.os, "unlink", keep)
+    monkeypatch.setattr(room.os, "unlink", keep)
     monkeypatch.setattr(SegmentHead, "__init__", again)
 
 
@@ -153,7 +153,7 @@ def test_a_reader_that_never_closes_does_not_keep_the_room(open_store: Open, roo
     now = [1000.0]
     store = open_store(capacity_bytes=16 * FOOTPRINT)
     quarantine = Quarantine(60.0, lambda: now[0])
-    store._files._quarantine = quarantine  # type: ignore[attr-defined]
+    store._files._room.quarantine = quarantine  # type: ignore[attr-defined]
     page, other = make_page("/m/passed"), make_page("/m/other")
     put(store, page)
     put(store, other)
@@ -442,7 +442,7 @@ def test_one_of_two_disks_fails_and_comes_back(open_store: Open, tmp_path: Path)
     assert 10 < len(on_one) < 70
     shelf = store._files
     for _ in range(3):
-        shelf._failed(shelf.directories[0], OSError(5, "made up"))  # type: ignore[attr-defined]
+        shelf._faults.failed(shelf.directories[0], OSError(5, "made up"))  # type: ignore[attr-defined]
     assert store.stats().evictions == {"lost": len(on_one)}
     assert all((get(store, page) is None) == (page[0].page in on_one) for page in pages)
     more = [make_page("/m/b", index) for index in range(40)]

@@ -19,6 +19,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -75,6 +76,7 @@ def footprint(length: int) -> int:
     return HEADER_BYTES + -(-length // _BLOCK_BYTES) * _BLOCK_BYTES
 
 
+@lru_cache(maxsize=1024)
 def group_token(group: str) -> str:
     """Stands for a mount in file names; two mounts with one token would merely be evicted as one."""
     return blake2b(group.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()

@@ -14,7 +14,8 @@ from itertools import islice
 from kara_cache.checksum import checksum
 from kara_cache.errors import ConfigError
 from kara_cache.page import PageHeader, PageId
-from kara_worker.pages.page_directory import PageDirectory, is_disk_fault, is_full
+from kara_worker.pages.directory_faults import DirectoryFaults
+from kara_worker.pages.page_directory import PageDirectory, is_full
 from kara_worker.pages.page_file import (
     CREATED_STEP_NS,
     SHARDS,
@@ -55,10 +56,12 @@ class PageFiles:
         self._space = space
         self._min_free_bytes = min_free_bytes
         self._locks = [threading.Lock() for _ in range(SHARDS)]  # a shard's renames, unlinks and listing
-        self._opening = threading.Lock()  # one at a time opens and closes directories; guards _closed
-        self._closed = False
-        self._forgetting = threading.Lock()  # guards _forgotten
-        self._forgotten: set[int] = set()  # directories out of use
+        self._faults = DirectoryFaults(
+            space,
+            give_up=lambda directory: space.forget_directory(directory.number),
+            take_back=lambda directory: None,
+            listed=lambda: self.list_all(lambda: False),
+        )
         self.directories = [
             PageDirectory(root, number=number, page_bytes=page_bytes) for number, root in enumerate(roots)
         ]
@@ -72,10 +75,9 @@ class PageFiles:
 
     def close(self) -> None:
         """Gives up the locks of the directories."""
-        with self._opening:
-            self._closed = True
-            for directory in self.directories:
-                directory.close()
+        self._faults.close()
+        for directory in self.directories:
+            directory.close()
 
     @property
     def unlisted(self) -> bool:
@@ -108,7 +110,7 @@ class PageFiles:
                         failures.append((directory, exc))
                     directory.unlisted.discard(shard)
         for directory, error in failures:
-            self._failed(directory, error)
+            self._faults.failed(directory, error)
 
     def _list(self, directory: PageDirectory, shard: int) -> None:
         found = filter(None, map(self._names[directory.number].parse, directory.names(shard)))
@@ -139,7 +141,7 @@ class PageFiles:
             self.drop(page, "lost", entry=entry)
             return None
         except OSError as exc:
-            self._failed(directory, exc)
+            self._faults.failed(directory, exc)
             if exc.errno not in NOT_THE_PAGE:
                 self.drop(page, "lost", entry=entry)
             return None
@@ -172,7 +174,7 @@ class PageFiles:
                 if directory.free_bytes() >= least + size:
                     return directory
             except OSError as exc:
-                self._failed(directory, exc)
+                self._faults.failed(directory, exc)
         return None
 
     def write(
@@ -199,7 +201,7 @@ class PageFiles:
                 if not kept:
                     os.unlink(temporary)
         except OSError as exc:
-            self._failed(directory, exc)
+            self._faults.failed(directory, exc)
             return Written.FULL if is_full(exc) else Written.FAILED
         finally:
             if not kept:
@@ -227,7 +229,7 @@ class PageFiles:
             except FileNotFoundError:
                 pass
             except OSError as exc:
-                self._failed(directory, exc)
+                self._faults.failed(directory, exc)
             finally:
                 self._space.release(entry.size)
 
@@ -238,44 +240,8 @@ class PageFiles:
     def maintain(self) -> None:
         """Nothing: every page gives its room back by itself."""
 
-    def _failed(self, directory: PageDirectory, error: OSError) -> None:
-        """Not to be called with the lock of a shard: it may list all of them."""
-        if not is_full(error):
-            self._space.disk_error()
-            log.log(
-                logging.WARNING if is_disk_fault(error) else logging.DEBUG, "%s: %s", directory.root, error
-            )
-        if not directory.failed(error):
-            return
-        with self._forgetting:
-            if directory.number in self._forgotten:
-                return
-            self._forgotten.add(directory.number)
-        count = self._space.forget_directory(directory.number)
-        log.error("page directory %s: out of use with %d pages: %s", directory.root, count, error)
-        if directory.is_gone():  # most likely wiped by hand: go on with an empty one at once
-            self.revive()
-
     def revive(self) -> int:
-        """Tries the directories that are out of use; the number of those that serve again, pages and all."""
-        with self._forgetting:
-            numbers = sorted(self._forgotten)
-        return sum(self._revive(self.directories[number]) for number in numbers)
-
-    def _revive(self, directory: PageDirectory) -> bool:
-        with self._opening:
-            if self._closed or directory.usable:  # another thread was first
-                return False
-            try:
-                directory.open()
-            except ConfigError as exc:
-                log.debug("still out of use: %s", exc)
-                return False
-        with self._forgetting:
-            self._forgotten.discard(directory.number)
-        self.list_all(lambda: False)
-        log.info("page directory %s: in use again", directory.root)
-        return True
+        return self._faults.revive()
 
 
 def least_free(directory: PageDirectory, configured: int | None) -> int:

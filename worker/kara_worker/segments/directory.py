@@ -6,7 +6,7 @@ import gc
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from kara_cache.errors import ConfigError
@@ -17,7 +17,7 @@ from kara_worker.pages.page_file import CREATED_STEP_NS
 from kara_worker.pages.page_index import FileRecord
 from kara_worker.pages.page_space import PageSpace
 from kara_worker.segments.index import SegmentIndex
-from kara_worker.segments.journal import Journal, Placed
+from kara_worker.segments.journal import Journal, Placed, age_frame, file_frame
 from kara_worker.segments.segment import (
     NEVER,
     PLACE_BITS,
@@ -31,6 +31,7 @@ from kara_worker.segments.segment import (
 
 _BLOCK_BYTES = 4096
 _LEAST_JOURNAL = 1 << 14  # records; a shorter one is read in some milliseconds
+_MOST_UNSAID = 256  # evicted pages that a kill may bring back, of each directory
 
 
 class SegmentDirectory:
@@ -43,6 +44,7 @@ class SegmentDirectory:
         self._index = index
         self._folder = f"{home.root}/{FOLDER}"
         self._journal: Journal | None = None
+        self._unsaid: list[tuple[PageId, Segment, int]] = []  # pages that left, and where they were
         self._next = 0
 
     def open(self, space: PageSpace[int]) -> int:
@@ -69,6 +71,7 @@ class SegmentDirectory:
         spare: list[tuple[PageId, int]] = []
         space.adopt(self._index.adopt(journal.pages, segments, journal.files, spare))
         self.log_gone(spare)
+        self.log_unsaid()
         self.found = deque(journal.pages)
         journal.forget_found()
         for number in sizes.keys() - numbers:  # nothing in them was ever written down, or all of it has left
@@ -123,34 +126,46 @@ class SegmentDirectory:
 
     def log_put(self, page: PageId, segment: Segment, place: int, header: PageHeader, group: str) -> None:
         """To be called before the page enters the books."""
-        journal = self._open_journal()
         step = header.created_ns // CREATED_STEP_NS
-        if not segment.oldest <= step <= segment.newest:
-            oldest, newest = min(step, segment.oldest), max(step, segment.newest)
-            journal.age(segment.number, oldest, newest)
-            segment.oldest, segment.newest = oldest, newest
+        before = b""
         if self._index.file(page.file_id) is None:
-            journal.file(page.file_id, group, header.path)
-        journal.placed([(page, segment.number, place)])
+            before = file_frame(page.file_id, group, header.path)
+        self._log_placed(page, segment, place, step, step, before)
 
     def log_moved(self, page: PageId, old: Segment, new: Segment, place: int) -> None:
         """To be called before the page's entry changes."""
-        journal = self._open_journal()
-        oldest, newest = min(old.oldest, new.oldest), max(old.newest, new.newest)
-        if (oldest, newest) != (new.oldest, new.newest):
-            journal.age(new.number, oldest, newest)
-            new.oldest, new.newest = oldest, newest
-        journal.placed([(page, new.number, place)])
+        self._log_placed(page, new, place, old.oldest, old.newest)
 
-    def log_gone(self, victims: list[tuple[PageId, int]]) -> None:
-        """To be called after the pages have left the books."""
-        records: list[Placed] = []
+    def _log_placed(
+        self, page: PageId, segment: Segment, place: int, oldest: int, newest: int, before: bytes = b""
+    ) -> None:
+        """In one write, after which the segment knows how old the pages in it are."""
+        if oldest < segment.oldest or newest > segment.newest:
+            oldest, newest = min(oldest, segment.oldest), max(newest, segment.newest)
+            before += age_frame(segment.number, oldest, newest)
+            self._open_journal().placed([(page, segment.number, place)], before=before)
+            segment.oldest, segment.newest = oldest, newest
+        else:
+            self._open_journal().placed([(page, segment.number, place)], before=before)
+
+    def log_gone(self, victims: Iterable[tuple[PageId, int]]) -> None:
+        """To be called after the pages have left the books. The journal hears of many at once, and not at
+        all of pages whose segment is removed before that: pages that were evicted shortly before a kill
+        are there again after it, as they were."""
         for page, entry in victims:
             segment = self._index.segment(entry)
-            if segment is not None:  # else its file is gone, and all that is said about it with it
-                records.append((page, segment.number, place_in(entry)))
+            if segment is not None:
+                self._unsaid.append((page, segment, place_in(entry)))
+        if len(self._unsaid) >= _MOST_UNSAID:
+            self.log_unsaid()
+
+    def log_unsaid(self) -> None:
+        """Tells the journal now."""
+        # of a segment that was removed nobody says anything any more
+        records = [(page, segment.number, at) for page, segment, at in self._unsaid if segment.slot >= 0]
         if records:
             self._open_journal().gone(records)
+        self._unsaid = []
 
     def begin_index(self, *, often: int = 2) -> bool:
         """Begins a new journal, if the one there is has more than a part of what an index would have."""
@@ -185,7 +200,7 @@ class SegmentDirectory:
 
     def close(self) -> None:
         """Idempotent."""
-        self.heads = {}
+        self.heads, self._unsaid = {}, []
         if self._journal is not None:
             self._journal.close()
             self._journal = None

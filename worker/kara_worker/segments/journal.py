@@ -69,21 +69,13 @@ class Journal:
         """What was read is in the books now."""
         self.pages, self.files, self.ages, self._ids = {}, {}, {}, {}
 
-    def placed(self, records: Iterable[Placed]) -> None:
-        """Raises OSError; then nothing was written."""
-        self._append(_PLACED, b"".join(_PAGE.pack(p[0], p[1], number, place) for p, number, place in records))
+    def placed(self, records: Iterable[Placed], *, before: bytes = b"") -> None:
+        """`before` are frames that are to be read first. Raises OSError; then nothing was written."""
+        self._append(before + _frame(_PLACED, _pages(records)))
 
     def gone(self, records: Iterable[Placed]) -> None:
         """Raises OSError; then nothing was written."""
-        self._append(_GONE, b"".join(_PAGE.pack(p[0], p[1], number, place) for p, number, place in records))
-
-    def file(self, file_id: bytes, group: str, path: str) -> None:
-        """Raises OSError; then nothing was written."""
-        self._append(_FILED, _file(file_id, group, path))
-
-    def age(self, segment: int, oldest: int, newest: int) -> None:
-        """Raises OSError; then nothing was written."""
-        self._append(_AGED, _AGE.pack(segment, oldest, newest))
+        self._append(_frame(_GONE, _pages(records)))
 
     def begin_index(self) -> None:
         """From now on changes go to a new journal. Raises OSError; then they do not."""
@@ -104,11 +96,11 @@ class Journal:
         fd = os.open(path + ".new", _CREATE | os.O_TRUNC, 0o600)
         try:
             while batch := list(islice(pages, _BATCH)):
-                _write(fd, _frame(_PLACED, b"".join(_PAGE.pack(*p, number, at) for p, number, at in batch)))
-            frames = (_frame(_FILED, _file(r.file_id, r.group, r.path or "")) for r in files)
+                _write(fd, _frame(_PLACED, _pages(batch)))
+            frames = (file_frame(r.file_id, r.group, r.path or "") for r in files)
             while chunk := list(islice(frames, _BATCH)):
                 _write(fd, b"".join(chunk))
-            _write(fd, b"".join(_frame(_AGED, _AGE.pack(*age)) for age in ages))
+            _write(fd, b"".join(age_frame(*age) for age in ages))
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -122,12 +114,11 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
-    def _append(self, kind: int, payload: bytes) -> None:
-        frame = _frame(kind, payload)
-        count = os.pwrite(self._fd, frame, self._end)
-        if count != len(frame):  # a disk that is full; the next frame is written over it
-            count += os.pwrite(self._fd, frame[count:], self._end + count)
-            if count != len(frame):
+    def _append(self, frames: bytes) -> None:
+        count = os.pwrite(self._fd, frames, self._end)
+        if count != len(frames):  # a disk that is full; the next frames are written over these
+            count += os.pwrite(self._fd, frames[count:], self._end + count)
+            if count != len(frames):
                 raise OSError(28, "the journal could not be written whole", self._folder)
         self._end += count
         self.records += 1
@@ -183,8 +174,16 @@ class Journal:
         return f"{self._folder}/{kind}.{generation}"
 
 
-def _file(file_id: bytes, group: str, path: str) -> bytes:
-    return _FILE.pack(file_id, group.encode()) + path.encode("utf-8", "surrogatepass")
+def file_frame(file_id: bytes, group: str, path: str) -> bytes:
+    return _frame(_FILED, _FILE.pack(file_id, group.encode()) + path.encode("utf-8", "surrogatepass"))
+
+
+def age_frame(segment: int, oldest: int, newest: int) -> bytes:
+    return _frame(_AGED, _AGE.pack(segment, oldest, newest))
+
+
+def _pages(records: Iterable[Placed]) -> bytes:
+    return b"".join([_PAGE.pack(page[0], page[1], number, place) for page, number, place in records])
 
 
 def _frame(kind: int, payload: bytes) -> bytes:
