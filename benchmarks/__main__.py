@@ -6,6 +6,7 @@ A name means every case that begins with it: `growth` is all that grow, `growth-
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -15,19 +16,23 @@ from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
-from benchmarks import machine, report
+from benchmarks import controls, machine, report
 from benchmarks.cases import (
     batch,
     client,
     cold,
     commands,
     corrupt,
+    disk,
     faces,
     growth_connections,
     growth_directory,
     growth_pages,
     growth_workers,
+    imports,
+    loader_memory,
     peers,
+    rows,
     same_host,
     servers,
     two_jobs,
@@ -37,30 +42,37 @@ from benchmarks.cases import (
 from benchmarks.peers import all as everybody
 from benchmarks.peers.peer import UnavailableError
 from benchmarks.rounds import Settings
+from benchmarks.rows.peers import PEERS as FORMATS
+from benchmarks.rows.peers import InstallError
 from benchmarks.scene import Scene, scene
 from benchmarks.table_row import Row
 
 CASES: dict[str, Callable[[Scene], list[Row]]] = {
-    "worker": worker.run,
+    "worker": controls.from_empty("worker", worker.run),
     "client": client.run,
-    "fsspec": faces.run,
-    "batch": batch.run,
-    "same-host": same_host.run,
+    "fsspec": controls.from_empty("fsspec", faces.run),
+    "batch": controls.from_empty("batch", batch.run),
+    "same-host": controls.from_empty("same-host", same_host.run),
     "cold": cold.run,
+    "disk": disk.run,
     "servers": servers.run,
     "peers": peers.run,
     "corrupt": corrupt.run,
     "two-jobs": two_jobs.run,
     "growth-pages": growth_pages.run,
-    "growth-connections": growth_connections.run,
+    "growth-connections": controls.from_empty("growth-connections", growth_connections.run),
     "growth-workers": growth_workers.run,
     "growth-directory": growth_directory.run,
     "checkpoint": whole_files.checkpoint,
     "parquet": whole_files.parquet,
+    "large": whole_files.large,
     "images": commands.image_folder,
     "foreground": commands.foreground,
     "page-churn": commands.page_churn,
     "prewarm": commands.prewarm,
+    "rows": rows.run,
+    "import": imports.run,
+    "memory": loader_memory.run,
 }
 PEERS = {peer.key: peer for peer in (*everybody.SERVERS, *everybody.READERS)}
 
@@ -118,14 +130,12 @@ def _measured(
 
 def _install(names: list[str], wanted: list[str] | None) -> None:
     """Environments of published clients, made once; who cannot be had is named when its turn comes."""
-    if not {"peers", "servers"} & set(names):
-        return
-    for key, peer in PEERS.items():
-        if not wanted or key in wanted:
-            try:
-                peer.python()
-            except UnavailableError as exc:
-                print(f"{peer.name}: {exc}", file=sys.stderr)
+    clients = [peer for key, peer in PEERS.items() if not wanted or key in wanted]
+    formats = [one for one in FORMATS if one.name in rows.PEERS.values()]
+    needed = [*(clients if {"peers", "servers"} & set(names) else ()), *(formats if "rows" in names else ())]
+    for peer in needed:
+        with contextlib.suppress(UnavailableError, InstallError):
+            peer.python()
 
 
 def _leave(*_: object) -> None:

@@ -4,7 +4,7 @@
  *     loader HOST PORT CONNECTIONS SECONDS TARGETS_FILE
  *
  * TARGETS_FILE has one request target a line, and after a tab a header if one is wanted; every connection
- * takes the next one in turn. Prints
+ * takes the next one in turn. SECONDS 0: each target once. Prints
  *     {"requests": n, "bytes": n, "seconds": s, "cpu_s": s, "p50_us": t, "p99_us": t, "bad": n}
  */
 #define _GNU_SOURCE
@@ -30,7 +30,7 @@ struct conn {
 };
 
 static char *requests[MAX_TARGETS];
-static int request_len[MAX_TARGETS], targets, next_target;
+static int request_len[MAX_TARGETS], targets, next_target, once;
 static float samples[MAX_SAMPLES];
 static long done, bytes, bad;
 static char scratch[CHUNK];
@@ -47,6 +47,7 @@ static void die(const char *what) {
 }
 
 static void ask(struct conn *c) {
+    if (once && next_target >= targets) return; /* nothing comes on it any more */
     int i = next_target++ % targets;
     c->left = -1;
     c->head_len = 0;
@@ -115,8 +116,9 @@ int main(int argc, char **argv) {
         epoll_ctl(ep, EPOLL_CTL_ADD, conns[i].fd, &ev);
     }
     double began = now();
+    once = seconds <= 0;
     for (int i = 0; i < count; i++) ask(&conns[i]);
-    while (now() - began < seconds) {
+    while (once ? done < targets : now() - began < seconds) {
         struct epoll_event events[64];
         int n = epoll_wait(ep, events, 64, 5000);
         if (n == 0) { fprintf(stderr, "nothing for 5 s\n"); return 1; }

@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 
 _CHUNK = 256 << 10
+_ONCE_S = 300.0
 
 
 class Loader:
@@ -38,10 +39,19 @@ class Loader:
 
         A target may have a header after a tab: "/file\tRange: bytes=0-4095".
         """
+        return self._run(port, targets, connections, seconds, within_s=seconds + 30)
+
+    def once(self, port: int, targets: Sequence[str], *, connections: int) -> dict[str, float]:
+        """The same for each target once, however long that takes."""
+        return self._run(port, targets, connections, 0.0, within_s=_ONCE_S)
+
+    def _run(
+        self, port: int, targets: Sequence[str], connections: int, seconds: float, *, within_s: float
+    ) -> dict[str, float]:
         file = self._home / "targets"
         file.write_text("\n".join(targets) + "\n")
         command = [*self._command, "127.0.0.1", str(port), str(connections), str(seconds), str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=within_s, check=False)
         if done.returncode:
             raise RuntimeError(f"loader: {done.stderr.strip() or done.stdout.strip()}")
         found: dict[str, float] = json.loads(done.stdout)
@@ -87,26 +97,27 @@ def _request(line: str) -> bytes:
 
 
 def load(port: int, targets: Sequence[str], connections: int, seconds: float) -> dict[str, float]:
-    """The same as loader.c, for machines without a compiler."""
+    """The same as loader.c, for machines without a compiler. 0 seconds: each target once."""
     requests = [_request(target) for target in targets]
     scratch, chosen = memoryview(bytearray(_CHUNK)), selectors.EpollSelector()
     done = size = turn = 0
     samples: list[float] = []
     began = perf_counter()
-    for _ in range(connections):
+    for _ in range(connections if seconds else min(connections, len(requests))):
         peer = _Peer(port)
         chosen.register(peer.socket, selectors.EVENT_READ, peer)
         peer.ask(requests[turn % len(requests)])
         turn += 1
-    while perf_counter() - began < seconds:
+    while perf_counter() - began < seconds if seconds else done < len(requests):
         for key, _ in chosen.select(5.0):
             peer = key.data
             size += peer.receive(scratch)
             if peer.left == 0:
                 samples.append((perf_counter() - peer.began) * 1e6)
                 done += 1
-                peer.ask(requests[turn % len(requests)])
-                turn += 1
+                if seconds or turn < len(requests):
+                    peer.ask(requests[turn % len(requests)])
+                    turn += 1
     took = perf_counter() - began
     usage = resource.getrusage(resource.RUSAGE_SELF)
     samples.sort()

@@ -28,6 +28,7 @@ from kara_cache.page import HEADER_BYTES, PageHeader, PageId, file_id
 from kara_worker.eviction import LeastRecentlyUsed, make_policy
 from kara_worker.pages.file_page_store import FilePageStore
 from kara_worker.segments.page_store import SegmentPageStore
+from kara_worker.segments.segment import allocate
 
 PAGE_BYTES = 1 << 20
 NOW_NS = 1_700_000_000_000_000_000
@@ -46,6 +47,8 @@ class Churn:
     unlink_create_cpu: float = 0.0
     files_wall: float = 0.0  # the store of files against segments
     files_cpu: float = 0.0
+    most_wall: float = 0.0  # unlink + create against what the kernel alone takes for segments
+    most_cpu: float = 0.0
 
 
 @dataclass
@@ -88,6 +91,30 @@ def plain_files(root: Path, data: bytes, live: int) -> Put:
     return put
 
 
+def bare_segments(root: Path, data: bytes, live: int, segment_bytes: int) -> Put:
+    """What the kernel takes for segments alone: blocks reserved, one write a page, whole files unlinked. No
+    journal, no books, no sums: no store can be cheaper."""
+    root.mkdir()
+    record = HEADER_BYTES + len(data)
+    each = segment_bytes // record
+    names: deque[str] = deque()
+    header, fds = bytes(HEADER_BYTES), [-1]
+
+    def put(number: int) -> None:
+        at = number % each
+        if not at:
+            if (len(names) - 1) * each >= live:
+                os.unlink(names.popleft())
+            names.append(str(root / f"{number:x}"))
+            if fds[0] >= 0:
+                os.close(fds[0])
+            fds[0] = os.open(names[-1], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            allocate(fds[0], segment_bytes)
+        os.pwritev(fds[0], [header, data], at * record)
+
+    return put
+
+
 def stored(store: FilePageStore | SegmentPageStore, header: PageHeader, data: bytes) -> Put:
     """The same data again and again, as pages of files of 64 pages."""
     view = memoryview(data)
@@ -123,6 +150,7 @@ def churn(root: Path, size: int, live: int, count: int, rounds: int) -> Churn:
     )
     kinds = {
         "unlink_create": plain_files(root / "plain", data, live),
+        "kernel": bare_segments(root / "bare", data, live, min(32 << 20, capacity // 64)),
         "files": stored(files, header, data),
         "segments": stored(segments, header, data),
     }
@@ -146,6 +174,7 @@ def churn(root: Path, size: int, live: int, count: int, rounds: int) -> Churn:
     result.unlink_create_wall = _ratio(wall, "unlink_create")
     result.unlink_create_cpu = _ratio(cpu, "unlink_create")
     result.files_wall, result.files_cpu = _ratio(wall, "files"), _ratio(cpu, "files")
+    result.most_wall, result.most_cpu = (_ratio(of, "unlink_create", "kernel") for of in (wall, cpu))
     return result
 
 
@@ -153,8 +182,8 @@ def _medians(values: dict[str, list[float]]) -> dict[str, float]:
     return {kind: statistics.median(of_kind) for kind, of_kind in values.items()}
 
 
-def _ratio(values: dict[str, list[float]], kind: str) -> float:
-    return statistics.median(a / b for a, b in zip(values[kind], values["segments"], strict=True))
+def _ratio(values: dict[str, list[float]], kind: str, against: str = "segments") -> float:
+    return statistics.median(a / b for a, b in zip(values[kind], values[against], strict=True))
 
 
 def small_page(number: int) -> tuple[PageHeader, memoryview]:
@@ -248,6 +277,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     parser.add_argument("--dir", help="where to write; on the disk that is meant, not in memory")
     parser.add_argument("--out", help="the figures as JSON")
+    parser.add_argument("--restart", type=int, help="pages to restart with; default 200 000, quick a tenth")
     options = parser.parse_args()
     part = 10 if options.quick else 1
     result = Result()
@@ -260,7 +290,7 @@ def main() -> int:
             result.churn.append(churn(place, size, live // part, count // part, rounds if part == 1 else 3))
             shutil.rmtree(place)
             _print_churn(result.churn[-1])
-        restart(root, 200_000 // part, 5 if part == 1 else 1, result)
+        restart(root, options.restart or 200_000 // part, 5 if part == 1 else 1, result)
         print(
             f"restart of {result.pages} pages: {result.restart_clean_s:.3f} s, "
             f"after a kill {result.restart_killed_s:.3f} s; "
@@ -288,7 +318,8 @@ def _print_churn(churn: Churn) -> None:
     print(
         f"  unlink + create against segments {churn.unlink_create_wall:.1f}x "
         f"({churn.unlink_create_cpu:.1f}x), "
-        f"store of files {churn.files_wall:.1f}x ({churn.files_cpu:.1f}x)",
+        f"store of files {churn.files_wall:.1f}x ({churn.files_cpu:.1f}x), "
+        f"at most {churn.most_wall:.1f}x ({churn.most_cpu:.1f}x): the kernel's part of segments alone",
         flush=True,
     )
 

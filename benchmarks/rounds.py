@@ -128,12 +128,14 @@ class Meter:
 Variant = Callable[[], Mapping[str, float]]
 
 
-def interleave(variants: Mapping[str, Variant], rounds: int, meter: Meter) -> Rounds:
-    """Runs A B, B A, A B ...; each variant returns its metrics."""
+def interleave(
+    variants: Mapping[str, Variant], rounds: int, meter: Meter, *, in_order: bool = False
+) -> Rounds:
+    """Runs A B, B A, A B ...; each variant returns its metrics. `in_order`: A B, A B ..."""
     result = Rounds()
     names = list(variants)
     for number in range(rounds):
-        order = names if number % 2 == 0 else names[::-1]
+        order = names if in_order or number % 2 == 0 else names[::-1]
         _keep_best(result, meter, lambda order=order: {name: dict(variants[name]()) for name in order})
     return result
 

@@ -19,7 +19,7 @@ daemon off; master_process off; pid {home}/nginx.pid; error_log {home}/error.log
 events {{ worker_connections 4096; }}
 http {{
   sendfile on; tcp_nopush on; tcp_nodelay on;
-  keepalive_requests 100000000; keepalive_timeout 600s; open_file_cache max=4096 inactive=600s;
+  {threads} keepalive_requests 100000000; keepalive_timeout 600s; open_file_cache max=4096 inactive=600s;
   client_body_temp_path {home}/b; proxy_temp_path {home}/p; fastcgi_temp_path {home}/f;
   uwsgi_temp_path {home}/u; scgi_temp_path {home}/s;
   log_format size '$body_bytes_sent';
@@ -50,14 +50,16 @@ class Server:
 
 
 @contextlib.contextmanager
-def nginx(root: Path, home: Path, *, log: Path | None = None) -> Iterator[Server]:
+def nginx(root: Path, home: Path, *, log: Path | None = None, threads: bool = False) -> Iterator[Server]:
     """One process, sendfile, an open-file cache, no access log: nginx at its fastest for static files.
 
-    `log` gets a line for each answer: the bytes of its body.
+    `log` gets a line for each answer: the bytes of its body. `threads` read what is not in memory.
     """
     port = free_port()
     written = f"{log} size" if log is not None else "off"
-    with nginx_with(_NGINX.format(home=home, root=root, port=port, log=written), home, port) as server:
+    waiting = "aio threads;" if threads else ""
+    text = _NGINX.format(home=home, root=root, port=port, log=written, threads=waiting)
+    with nginx_with(text, home, port) as server:
         yield server
 
 
@@ -84,6 +86,15 @@ def distant_store(root: Path, *, first_byte_s: float, bytes_per_s: int) -> Itera
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.distant_store", str(root), str(port)]
     with running([*command, str(first_byte_s), str(bytes_per_s)], port) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def distant_worker(worker_port: int, round_trip_s: float, bytes_per_s: int) -> Iterator[Server]:
+    """The worker on another port of this host, as from far away."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.distant_worker", str(port), str(worker_port)]
+    with running([*command, str(round_trip_s), str(bytes_per_s)], port) as server:
         yield server
 
 

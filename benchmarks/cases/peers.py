@@ -13,7 +13,7 @@ from random import Random
 from benchmarks.peers.all import READERS
 from benchmarks.peers.kara import RIVALS
 from benchmarks.peers.peer import LENGTHS, MIB, Peer, Served, UnavailableError
-from benchmarks.peers.reader_process import ReaderError, ReaderProcess
+from benchmarks.peers.reader_process import ReaderProcess
 from benchmarks.rounds import interleave, tree_cpu_s
 from benchmarks.scene import Scene, warm
 from benchmarks.table_row import Row, Target
@@ -32,7 +32,7 @@ def run(scene: Scene) -> list[Row]:
         print(f"  {peer.name} ...", file=sys.stderr, flush=True)
         try:
             rows.extend(_Contest(scene, peer).rows())  # keeps what came before it failed
-        except (UnavailableError, ReaderError, RuntimeError, OSError, subprocess.SubprocessError) as exc:
+        except (UnavailableError, RuntimeError, OSError, subprocess.SubprocessError) as exc:
             scene.skipped[peer.name] = f"{type(exc).__name__}: {exc}"
     return rows
 

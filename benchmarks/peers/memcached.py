@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine import SERVER_CORES, on_cores
 from benchmarks.peers.peer import Peer, Served
+from benchmarks.peers.values import counter, key_of, put_all
 from benchmarks.servers import free_port, running, which
 
 if TYPE_CHECKING:
@@ -26,12 +26,7 @@ def _serve(scene: Scene) -> Iterator[Served]:
 
 
 def _misses(port: int) -> float:
-    with socket.create_connection(("127.0.0.1", port), 10) as sock:
-        sock.sendall(b"stats\r\n")
-        text = b""
-        while not text.endswith(b"END\r\n"):
-            text += sock.recv(1 << 16)
-    return float(text.partition(b"STAT get_misses ")[2].split()[0])
+    return counter(port, b"stats\r\n", b"STAT get_misses ", b"END\r\n")
 
 
 PEER = Peer(
@@ -54,12 +49,9 @@ class Reader:
         self._file = options["file"]
 
     def prepare(self, length: int, places: list[int]) -> None:
-        with open(self._file, "rb") as file:
-            for start in places:
-                file.seek(start)
-                self._client.get(f"{length}:{start}")  # a miss, so that the counter is seen to move
-                self._client.set(f"{length}:{start}", file.read(length), noreply=False)
+        get, put = self._client.get, self._client.set
+        put_all(self._file, length, places, get, lambda key, value: put(key, value, noreply=False))
 
     def read(self, length: int, start: int) -> bytes:
-        value: bytes = self._client.get(f"{length}:{start}")
+        value: bytes = self._client.get(key_of(length, start))
         return value

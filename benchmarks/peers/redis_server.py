@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine import SERVER_CORES, on_cores
 from benchmarks.peers.peer import Peer, Served
+from benchmarks.peers.values import counter, key_of, put_all
 from benchmarks.servers import free_port, running, which
 
 if TYPE_CHECKING:
@@ -28,14 +29,7 @@ def _serve(scene: Scene) -> Iterator[Served]:
 
 
 def _misses(port: int) -> float:
-    import socket
-
-    with socket.create_connection(("127.0.0.1", port), 10) as sock:
-        sock.sendall(b"INFO stats\r\n")
-        text = b""
-        while b"keyspace_misses:" not in text or not text.endswith(b"\r\n"):
-            text += sock.recv(1 << 16)
-    return float(text.partition(b"keyspace_misses:")[2].split()[0])
+    return counter(port, b"INFO stats\r\n", b"keyspace_misses:", b"\r\n")
 
 
 PEER = Peer(
@@ -57,12 +51,8 @@ class Reader:
         self._file = options["file"]
 
     def prepare(self, length: int, places: list[int]) -> None:
-        with open(self._file, "rb") as file:
-            for start in places:
-                file.seek(start)
-                self._client.get(f"{length}:{start}")  # a miss, so that the counter is seen to move
-                self._client.set(f"{length}:{start}", file.read(length or -1))
+        put_all(self._file, length, places, self._client.get, self._client.set)
 
     def read(self, length: int, start: int) -> bytes:
-        value: bytes = self._client.get(f"{length}:{start}")
+        value: bytes = self._client.get(key_of(length, start))
         return value

@@ -28,7 +28,7 @@ DISK, SAME_HOST, NETWORK = "on this disk", "through 3 workers on this host", "th
 WANTED = 0.7
 _KEYS = {"app_key": "test-key-id", "app_secret": "test-key-secret", "use_ssl": False, "region": "cn-hangzhou"}
 _PREFIX = "row/bench/rows"
-_TARGETS = ("loader_shuffled", "loader_shuffled_json")
+TARGETS = ("loader_shuffled", "loader_shuffled_json")
 
 
 @dataclass
@@ -57,7 +57,7 @@ class ClusterResults:
         ]
         for column in READS:
             cells = [self._ratio(name, column) for name in (SAME_HOST, NETWORK)]
-            wanted = f"≥ {WANTED}x" if column.key in _TARGETS else "-"
+            wanted = f"≥ {WANTED}x" if column.key in TARGETS else "-"
             if cells != ["-", "-"]:
                 lines.append(f"| {column.title} | {' | '.join(cells)} | {wanted} |")
         lines += [
@@ -67,7 +67,7 @@ class ClusterResults:
         lines += [
             f"first epoch, **{self.later_gets}** in all later ones; {self.later_requests} others, at opening."
         ]
-        ratios = [self.results.ratios(name, DISK, _TARGETS[0]) for name in (SAME_HOST, NETWORK)]
+        ratios = [self.results.ratios(name, DISK, TARGETS[0]) for name in (SAME_HOST, NETWORK)]
         if any(found and statistics.median(found) < WANTED for found in ratios):
             lines += ["", CLUSTER]
         lines += [
@@ -185,7 +185,7 @@ def _round(
     home: Path,
 ) -> dict[str, dict[str, float]]:
     for column in READS:
-        if (columns and column.key not in columns) or (number and column.key not in _TARGETS):
+        if (columns and column.key not in columns) or (number and column.key not in TARGETS):
             continue  # after the first round only those of which a ratio is wanted
         print(f"cluster, round {number + 1}: {column.title}", file=sys.stderr, flush=True)
         for name in order:

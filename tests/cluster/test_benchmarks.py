@@ -40,6 +40,8 @@ def test_a_case_runs_and_is_reported(tmp_path: Path) -> None:
         "growth_connections_idle_worker",
         "growth_connections_idle_nginx",
         "growth_connections_rate",
+        "control_growth-connections_cold",
+        "control_growth-connections_warm",
     }
     text = (out / "latest.md").read_text()
     assert "It measures nothing" in text
@@ -69,7 +71,8 @@ print(*(peer.key for peer in READERS if hasattr(import_module(peer.module), "Rea
 
 
 def test_readers_are_measured_on_the_bytes_of_a_file(tmp_path: Path, importable: None) -> None:
-    from benchmarks.peers.reader_process import ReaderError, ReaderProcess
+    from benchmarks.asked_process import AskedError
+    from benchmarks.peers.reader_process import ReaderProcess
 
     data = bytes(range(256)) * 1024
     (tmp_path / "file").write_bytes(data)
@@ -82,7 +85,7 @@ def test_readers_are_measured_on_the_bytes_of_a_file(tmp_path: Path, importable:
         found = process.measure(0.01)
         assert found["calls"] >= 3
         assert 0 < found["p50"] <= found["p99"]
-    with pytest.raises(ReaderError, match="FileNotFoundError"):
+    with pytest.raises(AskedError, match="FileNotFoundError"):
         ReaderProcess(Path(sys.executable), module, {"path": str(tmp_path / "none")}, tmp_path / "log")
 
 

@@ -1,0 +1,43 @@
+"""The negative control of a case that reads what the scene's worker has: it begins with an empty cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.scene import Scene
+from benchmarks.table_row import Row, Target
+
+Case = Callable[[Scene], list[Row]]
+
+
+def from_empty(name: str, case: Case) -> Case:
+    """The case, and what the store was asked for: every page once, and none of them while it was measured.
+
+    A case reads what it measures thousands of times, so that one that does not hit its pages shows.
+    """
+
+    def controlled(scene: Scene) -> list[Row]:
+        with scene.client() as client:
+            client.free("/near", recursive=True)
+        kept, fetched = _kept(scene), scene.fetched()
+        rows = case(scene)
+        fetched = scene.fetched() - fetched
+        kept = max(1.0, _kept(scene) - kept)
+        what = f"control: {name}: bytes that the store sent"
+        most = Target(1.5, at_least=False)
+        return [
+            *rows,
+            Row(f"control_{name}_cold", f"{what}, from an empty cache on", [fetched], Target(1, ""), ""),
+            Row(
+                f"control_{name}_warm",
+                f"{what} / bytes that the worker keeps of them",
+                [fetched / kept],
+                most,
+            ),
+        ]
+
+    return controlled
+
+
+def _kept(scene: Scene) -> float:
+    return scene.cluster.total("kara_worker_page_store_bytes")
