@@ -29,8 +29,10 @@ from kara_cache.own_changes import OwnChanges
 from kara_cache.page_buffers import fresh_memory
 from kara_cache.process_events import tell_at_exit, watch
 from kara_cache.reading.file_reads import FileReads
+from kara_cache.reading.lanes import Lanes
 from kara_cache.reading.range_reads import RangeReads
 from kara_cache.reading.read_ahead import ReadAhead, SequentialReader
+from kara_cache.reading.wide_reads import WideReads
 from kara_cache.same_host.local_pages import LocalPages
 from kara_cache.slow_reads import SlowReads
 from kara_cache.stripe import STRIPE_BYTES
@@ -117,7 +119,9 @@ class CacheClient:
     # -- reading -----------------------------------------------------------------------------------
 
     def _make_reads(self) -> FileReads:
-        config, parts = self.config, (self._failover, self._local, self._metrics, self._push, self._slow)
+        config = self.config
+        wide = WideReads(Lanes(most=config.connections_per_worker // 4))  # other threads read as well
+        parts = (self._failover, self._local, self._metrics, self._push, self._slow, wide)
         if not config.trace_reads and config.trace_slow_s is None:
             return FileReads(*parts)
         try:
@@ -404,6 +408,7 @@ class CacheClient:
         self._slow.after_fork()
         self._push.after_fork()
         self._cluster.after_fork()
+        self._reads.close()
         self._local.after_fork()
         self._read_ahead.after_fork()
 
@@ -414,3 +419,4 @@ class CacheClient:
 
 def _rebuild(config: ClientConfig, membership: Membership | None, fallback: Fallback | None) -> CacheClient:
     return CacheClient(config, membership=membership, fallback=fallback)
+        self._reads.after_fork()

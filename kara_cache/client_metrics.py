@@ -2,8 +2,8 @@
 
 Counters, each a number for each label:
 
-    reads         worker + local + store + error = all. One for each stripe that `read_into` touched and
-                  for each range of a batch
+    reads         worker + local + store + error = all. One for each stripe that `read_into` touched, or
+                  each piece of a large read, and for each range of a batch
     read_bytes    worker + local + store = bytes that reached the caller
     worker_reads  hit + fill <= reads of `worker`. hit: every page was on the worker's SSD. Batches do not
                   tell and are in neither

@@ -1,4 +1,5 @@
-"""What people run: a checkpoint by torch.load, and columns of a Parquet file by pyarrow and DuckDB."""
+"""What people run: a checkpoint by torch.load, columns of a Parquet file by pyarrow and DuckDB; and a large
+file in one call, over one connection and over several."""
 
 from __future__ import annotations
 
@@ -7,17 +8,24 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import perf_counter
+from random import Random
+from time import perf_counter, process_time
 from typing import Any
 
 import fsspec
 
 from benchmarks.machine import ALL_CORES, SERVER_CORES
 from benchmarks.rounds import interleave
-from benchmarks.scene import MIB, Scene, unpin
+from benchmarks.scene import MIB, Scene, unpin, warm
+from benchmarks.servers import distant_worker
 from benchmarks.table_row import Row, Target
+from kara_cache.cache_client import CacheClient
+from kara_cache.config import ClientConfig
+from kara_cache.page_buffers import aligned_memory
 
 _ROUNDS = 3  # each reads a gigabyte several times
+_ROUND_TRIP_S = 0.004  # to a worker in another zone
+_FLOW_BYTES_PER_S = 625_000_000  # what clouds give one connection: 5 Gbit/s
 _PLACES = {
     "host": "through the cache on the worker's host",
     "tcp": "through the cache over TCP",
@@ -144,6 +152,70 @@ def checkpoint(scene: Scene) -> list[Row]:
             return _compared(scene, "checkpoint", what, "checkpoint/state.pt", load, right)
     finally:
         shutil.rmtree(home)
+
+
+def large(scene: Scene) -> list[Row]:
+    """A file in one call: over one connection, and over as many as bring more."""
+    size = (16 if scene.settings.tiny else 512) * MIB
+    path = scene.files / "large.bin"
+    with path.open("wb") as file:
+        for number in range(size // (16 * MIB)):
+            file.write(Random(number).randbytes(16 * MIB))
+    try:
+        with _unpinned(scene), distant_worker(scene.worker.port, _ROUND_TRIP_S, _FLOW_BYTES_PER_S) as far:
+            with scene.also(far.pid):
+                return [
+                    *_wide(scene, size, "near", "the worker beside us", scene.worker.port, Target(0.95)),
+                    *_wide(
+                        scene, size, "far", "a worker 4 ms away, 5 Gbit/s a connection", far.port, Target(1.5)
+                    ),
+                ]
+    finally:
+        path.unlink()
+
+
+def _wide(scene: Scene, size: int, key: str, where: str, port: int, target: Target) -> list[Row]:
+    place = {"worker_hosts": f"127.0.0.1:{port}", "local_reads": False, "etcd_hosts": None}
+    view, want = aligned_memory(size), Random(0).randbytes(MIB)
+    with contextlib.ExitStack() as stack:
+        clients = {
+            # a client takes at most a quarter of its connections for one read
+            "one": stack.enter_context(
+                CacheClient(ClientConfig.load(env={}, **place, connections_per_worker=4))
+            ),
+            "several": stack.enter_context(CacheClient(ClientConfig.load(env={}, **place))),
+        }
+
+        def variant(name: str) -> Callable[[], dict[str, float]]:
+            client = clients[name]
+            info = client.info("/near/large.bin")
+
+            def once() -> dict[str, float]:
+                began, cpu = perf_counter(), process_time()
+                client.read_into(info, 0, view)
+                took, cpu = perf_counter() - began, process_time() - cpu
+                if view[:MIB] != want:
+                    raise RuntimeError("WRONG CONTENT of a large file")
+                return {"s": took, "cpu s": cpu}
+
+            return once
+
+        variants = {name: variant(name) for name in clients}
+        warm(clients["one"], ["/near/large.bin"])
+        rounds = interleave(variants, scene.settings.rounds, scene.meter)
+    detail = {
+        f"{name}, {metric}": rounds.median(name, metric) for name in clients for metric in ("s", "cpu s")
+    }
+    detail |= {f"{name}, GB/s": size / rounds.median(name, "s") / 1e9 for name in clients}
+    what = f"a file of {size // MIB} MiB in one call, {where}: one connection / as many as bring more"
+    return [
+        Row(f"large_{key}", f"{what}, time", rounds.ratios("one", "several", "s"), target, detail=detail).of(
+            rounds
+        ),
+        Row(
+            f"large_cpu_{key}", f"{what}, the client's CPU", rounds.ratios("one", "several", "cpu s"), None
+        ).of(rounds),
+    ]
 
 
 def parquet(scene: Scene) -> list[Row]:

@@ -12,6 +12,7 @@ from kara_cache.errors import CacheError, PageCorrupt, StaleVersion, UnderStoreE
 from kara_cache.failover import Call, Detours, Failover
 from kara_cache.metrics_push import MetricsPush
 from kara_cache.read_stages import Marks
+from kara_cache.reading.wide_reads import WIDE_BYTES, WideReads
 from kara_cache.same_host.local_pages import LocalPages
 from kara_cache.slow_reads import SlowReads
 from kara_cache.stripe import STRIPE_BYTES, stripes
@@ -25,7 +26,7 @@ _VERIFY_S = 1.0  # a worker is told of its corrupt page in so long or not at all
 class _Part:
     """The bytes of a read that lie in one stripe; the first `held` of them are there already."""
 
-    __slots__ = ("asked", "began", "deadline", "file", "held", "marks", "start", "view")
+    __slots__ = ("asked", "began", "deadline", "file", "held", "hit", "marks", "start", "view")
 
     def __init__(
         self, file: CachedFile, start: int, view: memoryview, held: int, began: float, deadline: float
@@ -34,6 +35,7 @@ class _Part:
         self.start = start
         self.view = view
         self.held = held
+        self.hit = False  # whether a worker had all that was asked of it
         self.began = began
         self.asked = began  # when the attempt began that brought the bytes
         self.marks = Marks()
@@ -50,6 +52,7 @@ class FileReads:
         metrics: ClientMetrics,
         push: MetricsPush,
         slow: SlowReads,
+        wide: WideReads,
     ) -> None:
         self.changed: Callable[[str], None] = _nothing  # told the path when a version turned out to be gone
         self._failover = failover
@@ -57,6 +60,15 @@ class FileReads:
         self._metrics = metrics
         self._push = push
         self._slow = slow
+        self._wide = wide
+
+    def after_fork(self) -> None:
+        """In the child, before anything else; takes no lock."""
+        self._wide.after_fork()
+
+    def close(self) -> None:
+        """Ends threads that wait for large reads; later ones go on without."""
+        self._wide.close()
 
     def read_into(self, file: CachedFile, start: int, view: memoryview) -> int:
         """Fills `view` from byte `start`; fewer bytes only at the end of the file."""
@@ -84,6 +96,11 @@ class FileReads:
                 self._metrics.local_read(want, monotonic() - began)
                 return want
         deadline = self._failover.deadline()
+        if want - held > WIDE_BYTES and self._is_far(file, start + held, start + want):
+            if held:
+                self._metrics.local_read(held, monotonic() - began)
+            self._read_wide(file, start + held, view[held:], deadline)
+            return want
         if start % STRIPE_BYTES + want <= STRIPE_BYTES:
             self._read_part(_Part(file, start, view, held, began, deadline), start // STRIPE_BYTES)
             return want
@@ -93,6 +110,26 @@ class FileReads:
             piece_held = max(0, min(held - (stripe.start - start), len(piece)))
             self._read_part(_Part(file, stripe.start, piece, piece_held, monotonic(), deadline), stripe.index)
         return want
+
+    def _is_far(self, file: CachedFile, start: int, stop: int) -> bool:
+        """Whether a worker that is not on this host has part of the range, as far as is known."""
+        cluster = self._failover.cluster
+        table = cluster.table()
+        for stripe in range(start // STRIPE_BYTES, (stop - 1) // STRIPE_BYTES + 1):
+            worker = cluster.first(table, cluster.owners_of(table, file, stripe))
+            if worker is None or not worker.link.is_local:
+                return True
+        return False
+
+    def _read_wide(self, file: CachedFile, start: int, view: memoryview, deadline: float) -> None:
+        """Fills `view` over several connections; each piece has its own detours."""
+
+        def read_piece(at: int, to: int) -> bool:
+            part = _Part(file, at, view[at - start : to - start], 0, monotonic(), deadline)
+            self._read_part(part, at // STRIPE_BYTES)
+            return part.hit
+
+        self._wide.read(start, start + len(view), read_piece, deadline)
 
     def _read_part(self, part: _Part, stripe: int) -> None:
         failover, file = self._failover, part.file
@@ -154,6 +191,7 @@ class FileReads:
 
     def _answered(self, worker: WorkerClient, part: _Part, held: int, *, hit: bool) -> None:
         """All but the first `held` bytes came from the worker."""
+        part.hit = hit
         seconds = monotonic() - part.began
         self._metrics.worker_read(len(part.view), held, seconds, hit=hit)
         if seconds >= self._slow.least_s:

@@ -10,6 +10,7 @@ from kara_cache.failover import Failover
 from kara_cache.metrics_push import MetricsPush
 from kara_cache.read_stages import stages_of
 from kara_cache.reading.file_reads import FileReads, _Part
+from kara_cache.reading.wide_reads import WideReads
 from kara_cache.same_host.local_pages import LocalPages
 from kara_cache.slow_reads import SlowReads
 from kara_cache.transport.response import stages_told
@@ -30,9 +31,10 @@ class TracedReads(FileReads):
         metrics: ClientMetrics,
         push: MetricsPush,
         slow: SlowReads,
+        wide: WideReads,
         spans: ReadSpans,
     ) -> None:
-        super().__init__(failover, local, metrics, push, slow)
+        super().__init__(failover, local, metrics, push, slow, wide)
         self._spans = spans
 
     def _read_part(self, part: _Part, stripe: int) -> None:
