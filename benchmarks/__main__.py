@@ -53,7 +53,7 @@ CASES: dict[str, Callable[[Scene], list[Row]]] = {
     "fsspec": controls.from_empty("fsspec", faces.run),
     "batch": controls.from_empty("batch", batch.run),
     "same-host": controls.from_empty("same-host", same_host.run),
-    "cold": cold.run,
+    "cold": controls.again_from_store("cold", cold.run),
     "disk": disk.run,
     "servers": servers.run,
     "peers": peers.run,
@@ -88,20 +88,20 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _leave)
     base = Settings.quick() if options.quick else Settings()
     settings = replace(base, rounds=options.rounds or base.rounds, peers=tuple(options.peer or ()))
-    rows, skipped, loader = _measured(names, settings, options)
-    document = report.Report(rows, skipped, {**machine.facts(), "loader": loader}, quick=options.quick)
+    document = _measured(names, settings, options)
     print("\n".join(f"{name}: {value}" for name, value in document.facts.items()))
     print("\n" + document.screen())
     complete = not (options.quick or options.only or options.peer)
     if out := options.out or (_REPORT if complete else None):
         document.write(out)
-    return 0 if all(row.verdict != "MISSED" for row in rows if row.key.startswith("control")) else 1
+    problems = document.problems()
+    print("\n".join(problems), file=sys.stderr)
+    return 1 if problems else 0
 
 
-def _measured(
-    names: list[str], settings: Settings, options: argparse.Namespace
-) -> tuple[list[Row], dict[str, str], str]:
-    rows: list[Row] = []
+def _measured(names: list[str], settings: Settings, options: argparse.Namespace) -> report.Report:
+    found_rows: list[Row] = []
+    failed: list[str] = []
     until = monotonic() + 60 * options.minutes
     with (
         tempfile.TemporaryDirectory(
@@ -119,13 +119,15 @@ def _measured(
             try:
                 found = CASES[name](stage)
             except Exception as exc:
-                if name == "corrupt" or options.strict:
+                if options.strict:
                     raise
                 stage.skipped[f"case {name}"] = f"{type(exc).__name__}: {exc}"
+                failed.append(name)
                 continue
-            rows += [replace(row, case=name) for row in found]
+            found_rows += [replace(row, case=name) for row in found]
             print(f"{name}: {len(found)} rows in {monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-        return rows, stage.skipped, stage.loader.kind
+        facts = {**machine.facts(), "loader": stage.loader.kind}
+        return report.Report(found_rows, stage.skipped, facts, options.quick, failed)
 
 
 def _install(names: list[str], wanted: list[str] | None) -> None:

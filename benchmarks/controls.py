@@ -1,4 +1,4 @@
-"""The negative control of a case that reads what the scene's worker has: it begins with an empty cache."""
+"""Negative controls of cases that read through the worker of the scene: what the store was asked for."""
 
 from __future__ import annotations
 
@@ -35,6 +35,18 @@ def from_empty(name: str, case: Case) -> Case:
                 most,
             ),
         ]
+
+    return controlled
+
+
+def again_from_store(name: str, case: Case) -> Case:
+    """For a case that frees what it reads before it reads it: the store sends everything each time."""
+
+    def controlled(scene: Scene) -> list[Row]:
+        fetched = scene.fetched()
+        rows = case(scene)
+        what = f"control: {name}: bytes that the store sent / bytes that the worker keeps at the end"
+        return [*rows, Row(f"control_{name}", what, [(scene.fetched() - fetched) / _kept(scene)], Target(2))]
 
     return controlled
 

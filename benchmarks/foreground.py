@@ -54,6 +54,7 @@ class Result:
     p50_ratio: float = 0.0
     streamed_bytes_per_s: float = 0.0
     worker_cpu_us_per_mib: float = 0.0
+    fetched_ratio: float = 0.0  # bytes from the store, of those that were streamed: all, or it was not cold
     met: bool = False
 
 
@@ -88,9 +89,12 @@ def measure(options: argparse.Namespace, home: Path) -> Result:
         )
         with cluster, CacheClient(ClientConfig.load(env={}, **cluster.client_options)) as client:
             pid = cluster.workers[0].pid
+            fetched = cluster.total("kara_worker_store_read_bytes_total")
             for _ in range(options.rounds):
                 result.rounds.append(one_round(options, cluster, pid))
                 free(client, "/web/cold.bin")
+            fetched = cluster.total("kara_worker_store_read_bytes_total") - fetched
+            result.fetched_ratio = fetched / (options.rounds * options.bytes)
     summarize(result)
     return result
 

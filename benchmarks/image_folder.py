@@ -165,6 +165,12 @@ def wait_until_kept(client: CacheClient, worker: WorkerProcess, pages: int) -> N
         time.sleep(0.05)
 
 
+def fetched(worker: WorkerProcess) -> float:
+    """Bytes from its stores so far."""
+    name = "kara_worker_store_read_bytes_total"
+    return sum(value for key, value in worker.metrics().items() if key.startswith(name))
+
+
 def table(rounds: Rounds, names: list[str], metric: str, base: str) -> list[str]:
     lines = [f"| {metric} | median | to {base} | spread |", "|---|---|---|---|"]
     for name in names:
@@ -180,6 +186,7 @@ def report(found: Scene, rounds: int) -> tuple[list[str], dict[str, Any]]:
     reads = found.reads()
     for read in reads.values():
         read(list(range(len(found.names))))
+    cold = fetched(found.worker)
     single = interleave({name: found.variant(read) for name, read in reads.items()}, rounds, meter)
     lines = [
         f"{len(found.names)} images, {rounds} rounds, others used {single.foreign:.0%} of the machine",
@@ -193,7 +200,12 @@ def report(found: Scene, rounds: int) -> tuple[list[str], dict[str, Any]]:
     )
     epochs = interleave({name: found.loader(each) for name, each in sets.items()}, max(2, rounds // 2), meter)
     lines += table(epochs, [*sets], "images/s", "local")
-    return lines, {"reads": [each.values for each in single.kept], "epochs": [e.values for e in epochs.kept]}
+    return lines, {
+        "reads": [each.values for each in single.kept],
+        "epochs": [each.values for each in epochs.kept],
+        "cold_bytes": cold,
+        "warm_bytes": fetched(found.worker) - cold,
+    }
 
 
 def main() -> None:

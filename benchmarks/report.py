@@ -34,10 +34,30 @@ class Report:
     skipped: dict[str, str]  # what was not measured, and why
     facts: dict[str, str]
     quick: bool = False
+    failed: Sequence[str] = ()  # cases that ended with an error
 
     @property
     def controls(self) -> list[Row]:
         return [row for row in self.rows if row.key.startswith("control")]
+
+    @property
+    def uncontrolled(self) -> list[str]:
+        """Cases that measured something without a control that could have failed."""
+        controlled = {row.case for row in self.controls}
+        controlled |= set(_MATRICES)  # their peers have some each, where they count what they miss
+        return [case for case in dict.fromkeys(row.case for row in self.rows) if case not in controlled]
+
+    def problems(self) -> list[str]:
+        """Why this run shows nothing, or less than it should; a target that is missed is none."""
+        return [
+            *(f"case {case} failed: {self.skipped.get(f'case {case}', '')}" for case in self.failed),
+            *(
+                f"a control failed: {row.what}: {row.measured}"
+                for row in self.controls
+                if row.verdict == "MISSED"
+            ),
+            *(f"case {case} has no control" for case in self.uncontrolled),
+        ]
 
     @property
     def _headline(self) -> list[Row]:

@@ -64,7 +64,11 @@ def foreground(scene: Scene) -> list[Row]:
     } | {"worker's CPU us/MiB streamed": found["worker_cpu_us_per_mib"]}
     ratios = [one["streaming_p99_ms"] / one["quiet_p99_ms"] for one in rounds]
     what = "p99 of cached reads while a cold file streams / while nothing does"
-    return [Row("foreground_p99", what, ratios, Target(3.0, at_least=False), detail=detail)]
+    cold = "control: bytes from the store / bytes of the cold file that were streamed"
+    return [
+        Row("foreground_p99", what, ratios, Target(3.0, at_least=False), detail=detail),
+        Row("control_foreground", cold, [found["fetched_ratio"]], Target(0.99)),
+    ]
 
 
 def prewarm(scene: Scene) -> list[Row]:
@@ -181,4 +185,15 @@ def image_folder(scene: Scene) -> list[Row]:
         ratios = [one[name]["images/s"] / one["local"]["images/s"] for one in found["epochs"]]
         what = f"images of 110 KB, decoded by a DataLoader: {name} / local disk, images a second"
         rows.append(Row(f"images_loader_{name}", what, ratios, None))
-    return rows
+    what, few = "control: images: bytes that the store sent", Target(0, "", at_least=False)
+    return [
+        *rows,
+        Row(
+            "control_images_cold",
+            f"{what} while the cache was empty",
+            [found["cold_bytes"]],
+            Target(1, ""),
+            "",
+        ),
+        Row("control_images_warm", f"{what} while they were measured", [found["warm_bytes"]], few, ""),
+    ]

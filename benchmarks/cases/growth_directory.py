@@ -39,12 +39,21 @@ def run(scene: Scene) -> list[Row]:
             fs = fsspec.filesystem(
                 "kara", **cluster.client_options, use_listings_cache=False, skip_instance_cache=True
             )
-            return _measured(scene, fs, root, counts)
+            rows = _measured(scene, fs, root, counts)
+            return [*rows, _seen(fs, root, counts[0])]
     finally:
         if fs is not None:
             fs.close()
         cluster.close()
         shutil.rmtree(root)
+
+
+def _seen(fs, root: Path, count: int) -> Row:
+    """What is measured asks the store: a file that came is in the listing that follows."""
+    (root / str(count) / "new.jpg").touch()
+    more = len(fs.ls(f"/data/{count}", detail=True)) - count
+    what = "control: entries more in a listing after a file came"
+    return Row("control_growth_directory", what, [float(more)], Target(1, ""), "")
 
 
 def _measured(scene: Scene, fs, root: Path, counts: tuple[int, ...]) -> list[Row]:

@@ -37,6 +37,12 @@ def run(scene: Scene) -> list[Row]:
     balance = {count: max(found) * len(found) / sum(found) for count, (found, _) in load.items()}
     return [
         Row(
+            "control_growth_workers",
+            "control: pages that the workers were asked for / files that were read",
+            [sum(load[most][0]) / files],
+            Target(1.0),
+        ),
+        Row(
             "growth_workers_balance",
             f"{most} workers: most loaded / mean, {files:,} reads of different files",
             [balance[most]],

@@ -122,6 +122,41 @@ def test_the_report_names_what_is_behind_and_what_was_not_measured(importable: N
     assert json.loads(json.dumps(report.document()))["not_measured"].keys() == {"JuiceFS"}
 
 
+def test_a_run_that_shows_nothing_says_so(importable: None) -> None:
+    from benchmarks.report import Report
+    from benchmarks.table_row import Row, Target
+
+    measured = _row(Row, "churn_restart", "page-churn", [0.5], Target(0.3, "s", at_least=False))
+    kept = _row(Row, "control_churn", "page-churn", [1.0], Target(1.0))
+    lost = _row(Row, "control_churn", "page-churn", [0.5], Target(1.0))
+    assert Report([measured, kept], {}, {}).problems() == []  # a target may be missed
+    assert "case page-churn has no control" in Report([measured], {}, {}).problems()
+    assert Report([measured, lost], {}, {}).problems() == ["a control failed: what control_churn: 0.50x"]
+    failed = Report([measured, kept], {"case rows": "RuntimeError: no"}, {}, failed=["rows"])
+    assert failed.problems() == ["case rows failed: RuntimeError: no"]
+
+
+def test_what_is_missed_in_the_published_report_has_a_reason() -> None:
+    """A row of `make bench` meets its target, or benchmarks/why.py says why it does not."""
+    published = json.loads((ROOT / "docs" / "benchmarks" / "latest.json").read_text())
+    code = (
+        "import json, sys; from benchmarks.why import why; print(json.dumps([why(k) for k in sys.argv[1:]]))"
+    )
+    missed = [row["key"] for row in published["rows"] if row["verdict"] == "MISSED"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *missed],
+        cwd=ROOT,
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    reasons = dict(zip(missed, json.loads(done.stdout), strict=True))
+    assert [key for key, reason in reasons.items() if reason == "not explained yet"] == []
+    assert "not explained" not in (ROOT / "docs" / "benchmarks" / "latest.md").read_text()
+    assert all(row["verdict"] != "MISSED" for row in published["rows"] if row["key"].startswith("control"))
+
+
 def _row(kind: Any, key: str, case: str, values: list[float], target: Any) -> Any:
     return kind(key, f"what {key}", values, target, case=case)
 
