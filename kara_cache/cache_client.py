@@ -34,6 +34,7 @@ from kara_cache.reading.range_reads import RangeReads
 from kara_cache.reading.read_ahead import ReadAhead, SequentialReader
 from kara_cache.reading.wide_reads import WideReads
 from kara_cache.same_host.local_pages import LocalPages
+from kara_cache.same_host.summed_spans import JoinedFiles, read_summed
 from kara_cache.slow_reads import SlowReads
 from kara_cache.stripe import STRIPE_BYTES
 from kara_cache.suspects import Suspects
@@ -221,6 +222,23 @@ class CacheClient:
             wanted.append((known, start, length))
         return self._ranges.read(wanted)
 
+    def read_summed(
+        self, stream: JoinedFiles, starts: Sequence[int], stops: Sequence[int], sums: Sequence[int]
+    ) -> builtins.list[bytes | None] | None:
+        """Each [start, stop) of the stream that a page of this host holds and whose xxh3_64 is its sum.
+
+        None for each of the others, which may well be right, and None in all if there are no such pages.
+        Makes no request.
+        """
+        if not self._local.page_sizes:
+            return None
+        if monotonic() >= self._push.due_at:
+            self._push.when_due()
+        found = read_summed(self._local, stream, starts, stops, sums)
+        here = [*map(len, filter(None, found))]
+        self._metrics.ranges("local", len(here), sum(here))
+        return found
+
     def open_reader(self, file: FileInfo, *, position: int = -1) -> SequentialReader:
         """For many reads of one file: what is read in sequence is fetched in advance. Close it after use.
 
@@ -390,6 +408,7 @@ class CacheClient:
         if self._push.due_at:
             self._push.push()
         self._read_ahead.close()
+        self._reads.close()
         self._cluster.close()
         self._local.close()
         if self._arguments[1] is None:
@@ -408,9 +427,9 @@ class CacheClient:
         self._slow.after_fork()
         self._push.after_fork()
         self._cluster.after_fork()
-        self._reads.close()
         self._local.after_fork()
         self._read_ahead.after_fork()
+        self._reads.after_fork()
 
     def at_exit(self) -> None:
         if self._push.due_at:
@@ -419,4 +438,3 @@ class CacheClient:
 
 def _rebuild(config: ClientConfig, membership: Membership | None, fallback: Fallback | None) -> CacheClient:
     return CacheClient(config, membership=membership, fallback=fallback)
-        self._reads.after_fork()

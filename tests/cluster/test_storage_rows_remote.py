@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -222,4 +223,23 @@ def test_a_data_set_that_is_replaced_is_an_error_or_the_old_rows_never_a_mixture
         except (KaraError, OSError):
             continue
         assert got == old[at : at + 50]
+    dataset.close()
+
+
+def test_bits_that_flip_in_pages_at_hand_change_no_row(site: Site) -> None:
+    """Rows are read from them without the sums of their blocks: their own tell."""
+    storage = site.storage()
+    dataset = storage.open_dataset("ns", "rows", serialization=RAW)
+    for _ in range(2):
+        assert dataset.read_batch(range(COUNT)) == ROWS
+    client = dataset.version.location.cached.client
+    before = client.metrics
+    for at, ((_, _, index), page) in enumerate(client._local.pages.items()):
+        with open(f"/proc/self/fd/{page.fd}", "r+b", buffering=0) as raw:
+            wrong = page.start + (at * 7919 + index) % page.length
+            byte = os.pread(raw.fileno(), 1, wrong)
+            os.pwrite(raw.fileno(), bytes([byte[0] ^ 0x20]), wrong)
+    assert dataset.read_batch(range(COUNT)) == ROWS
+    assert [dataset[i] for i in range(0, COUNT, 7)] == ROWS[::7]
+    assert client.metrics.fallbacks["corrupt"] > before.fallbacks.get("corrupt", 0)
     dataset.close()

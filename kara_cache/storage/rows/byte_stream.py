@@ -25,6 +25,15 @@ class ByteStream(Protocol):
         """The bytes of each [start, stop), in this order; one request to each worker where there are some."""
         ...
 
+    def read_summed(
+        self, starts: Sequence[int], stops: Sequence[int], sums: Sequence[int]
+    ) -> list[bytes | None] | None:
+        """Those spans that are at hand and have these checksums, read without verifying what is around them.
+
+        None for each of the others, for a `read_spans`; None in all where that would gain nothing.
+        """
+        ...
+
     def read_into(self, start: int, buffer: memoryview | bytearray) -> int:
         """Fills `buffer` from byte `start` and returns how many bytes were there."""
         ...

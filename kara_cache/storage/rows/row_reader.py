@@ -23,7 +23,8 @@ _FEW = 32  # indices for which a loop is faster than numpy; measured
 class RowReader:
     """The rows that were there when it was opened. Thread-safe, usable in a forked child.
 
-    Rows of a local data set are bytes, of a remote one views. A row that differs from its checksum is a
+    Rows of a local data set are bytes, of a remote one views, or bytes too where pages of this host have
+    some of those that were asked for. A row that differs from its checksum is a
     FormatError that names it. Close it once for each `retain`, and once more.
     """
 
@@ -88,11 +89,17 @@ class RowReader:
 
             return mapped
 
+        at_hand = self._data.read_summed
+
         def anywhere(number: int) -> Row:
             if not number:
                 return slow(number)
-            found = read(ends[number - 1], ends[number])
-            return found if row_sum(found) == sums[number] else slow(number)
+            start, stop, wanted = ends[number - 1], ends[number], sums[number]
+            held = at_hand((start,), (stop,), (wanted,))
+            if held is not None and held[0] is not None:
+                return held[0]
+            found = read(start, stop)
+            return found if row_sum(found) == wanted else slow(number)
 
         return anywhere
 
@@ -137,6 +144,10 @@ class RowReader:
             starts, stops, wanted = self._look_up(numbers)
         else:
             starts, stops, wanted = self._look_up_many(numbers)
+        if wanted is not None:
+            held = self._data.read_summed(starts, stops, wanted)
+            if held is not None:
+                return self._completed(numbers, held, starts, stops)
         try:
             found = self._data.read_spans(starts, stops)
         except ValueError as exc:
@@ -147,6 +158,22 @@ class RowReader:
         else:
             self._check(numbers, found, starts, stops)
         return found
+
+    def _completed(
+        self, numbers: Sequence[int], found: list[bytes | None], starts: Sequence[int], stops: Sequence[int]
+    ) -> list[bytes]:
+        """`found` with those rows that are not at hand, or may be damaged."""
+        left = [at for at, row in enumerate(found) if row is None]
+        if left:
+            missing = [numbers[at] for at in left]
+            try:
+                rest = self._data.read_spans([starts[at] for at in left], [stops[at] for at in left])
+            except ValueError as exc:
+                raise self._misplaced(missing) or exc from exc
+            self._compare(missing, rest)
+            for at, row in zip(left, rest, strict=True):
+                found[at] = bytes(row)
+        return cast(list[bytes], found)
 
     def read_into(self, number: int, buffer: memoryview | bytearray) -> int:
         """Row `number` into the start of `buffer`: how many bytes it has. ValueError if it has no room."""

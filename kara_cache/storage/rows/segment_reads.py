@@ -12,6 +12,7 @@ from kara_cache.client_metrics import ClientMetrics
 from kara_cache.errors import UnderStoreError
 from kara_cache.page_buffers import fresh_memory
 from kara_cache.reading.read_ahead import ReadAhead, SequentialReader
+from kara_cache.same_host.summed_spans import JoinedFiles
 from kara_cache.ufs.base import FileInfo, UnderStore
 from kara_cache.ufs.per_process import PerProcess
 
@@ -30,6 +31,12 @@ class SegmentReads(Protocol):
 
     def gather(self, ranges: Sequence[Range]) -> memoryview:
         """The bytes of all ranges end to end, each at the version of its FileInfo, in new memory."""
+        ...
+
+    def read_summed(
+        self, stream: JoinedFiles, starts: Sequence[int], stops: Sequence[int], sums: Sequence[int]
+    ) -> list[bytes | None] | None:
+        """As `ByteStream.read_summed`."""
         ...
 
     def reader(self, segment: FileInfo) -> SequentialReader:
@@ -56,6 +63,11 @@ class CachedReads:
             return views[0]
         total = sum(map(len, views))
         return memoryview(views[0].obj)[:total]  # they lie end to end in one piece of memory
+
+    def read_summed(
+        self, stream: JoinedFiles, starts: Sequence[int], stops: Sequence[int], sums: Sequence[int]
+    ) -> list[bytes | None] | None:
+        return self._client.read_summed(stream, starts, stops, sums)
 
     def reader(self, segment: FileInfo) -> SequentialReader:
         return self._client.open_reader(segment)
@@ -96,6 +108,11 @@ class DirectReads:
             for future in pending:
                 future.cancel()
         return memory
+
+    def read_summed(
+        self, stream: JoinedFiles, starts: Sequence[int], stops: Sequence[int], sums: Sequence[int]
+    ) -> None:
+        """Nothing is at hand."""
 
     def reader(self, segment: FileInfo) -> SequentialReader:
         return self._ahead.get().open(CachedFile(segment))

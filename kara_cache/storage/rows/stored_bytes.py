@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from kara_cache.cache_client import CacheClient
 from kara_cache.reading.read_ahead import SequentialReader
+from kara_cache.same_host.summed_spans import JoinedFiles
 from kara_cache.storage.rows.segment_reads import CachedReads, DirectReads, SegmentReads
 from kara_cache.storage.rows.segments import ends_of, find_segments
 from kara_cache.storage.rows.spans import cut, cut_all, runs_of
@@ -45,6 +46,7 @@ class StoredBytes:
         self.segments = tuple(find_segments(store, directory) if segments is None else segments)
         self._ends = ends_of(self.segments)
         self.size = self._ends[-1] if self._ends else 0
+        self._joined = JoinedFiles(self.segments)
         self._reads: SegmentReads = (
             CachedReads(store) if isinstance(store, CacheClient) else DirectReads(store)
         )
@@ -98,6 +100,14 @@ class StoredBytes:
         ranges = [(segments[segment], at, count) for segment, at, count in cut_all(runs, self._ends)]
         memory = self._reads.gather(ranges).toreadonly()
         return [memory[at : at + length] for at, length in zip(places, lengths, strict=True)]
+
+    def read_summed(
+        self, starts: Sequence[int], stops: Sequence[int], sums: Sequence[int]
+    ) -> list[bytes | None] | None:
+        """Those that pages of this host hold: see `ByteStream`."""
+        if self._closed:
+            self._check(0, 0)
+        return self._reads.read_summed(self._joined, starts, stops, sums)
 
     def close(self) -> None:
         """Idempotent; a read after it raises ValueError. The place stays open."""
