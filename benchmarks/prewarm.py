@@ -83,6 +83,7 @@ def oss_store(home: Path) -> Iterator[tuple[int, Path]]:
         [sys.executable, "-m", "kara_worker.testing.oss_server", *arguments, "--log", str(log)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         wait_for_port(port)

@@ -29,6 +29,7 @@ class SteadyReader:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # where the kernel schedules by sessions, not one with the store
         )
         assert self._process.stdout is not None
         if self._process.stdout.readline().strip() != "ready":

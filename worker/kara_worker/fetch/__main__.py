@@ -32,6 +32,7 @@ from kara_worker.fetch.messages import (
     offsets,
 )
 from kara_worker.fetch.source import Wanted, shorter, sums_of
+from kara_worker.turns import LONG_S, give_way, take_turns_of
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ def serve_seat(sock: socket.socket, memory: int, stores: OpenStores, nice: int) 
         os.close(memory)
         while packet := sock.recv(MAX_PACKET_BYTES):
             do_order(sock, decode_order(packet), view, stores)
-            if nice:  # on Linux it is the thread's; the first order imports the store's library
-                os.nice(nice)
+            if nice:  # it is the thread's; the first order imports the store's library
+                give_way(nice)
                 nice = 0
 
 
@@ -105,6 +106,7 @@ def run(control: socket.socket, nice: int) -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the worker decides
+    take_turns_of(LONG_S)
     run(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
     os._exit(0)  # threads may wait for stores
 

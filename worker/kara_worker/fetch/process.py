@@ -129,7 +129,10 @@ class FetchProcess:
             command = [sys.executable, "-m", "kara_worker.fetch", str(theirs.fileno()), str(self._nice)]
             try:
                 self._process = subprocess.Popen(
-                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # a session of its own may have a priority of its own
                 )
             except OSError:
                 ours.close()
