@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,14 @@ from typing import Generic, TypeVar
 
 from kara_cache.client_metrics import ClientMetrics
 from kara_cache.cluster import Cluster, Table
-from kara_cache.errors import CacheError, PageCorrupt, StaleVersion, UnderStoreError, WorkerUnavailable
+from kara_cache.errors import (
+    CacheError,
+    ConfigError,
+    PageCorrupt,
+    StaleVersion,
+    UnderStoreError,
+    WorkerUnavailable,
+)
 from kara_cache.transport.worker_client import WorkerClient
 from kara_cache.ufs.base import UnderStore
 
@@ -47,6 +53,7 @@ class Detours:
         self._stale_count = 0
         self._store_error: UnderStoreError | None = None
         self._store_count = 0
+        self.no_store: ConfigError | None = None  # why the caller's own store could not be opened
 
     def note(self, who: str, exc: CacheError | UnderStoreError) -> None:
         self._failures.append(f"{who}: {exc}")
@@ -68,6 +75,14 @@ class Detours:
 
     def error(self) -> Exception:
         """What the caller gets when nothing answered."""
+        failed = self._failed()
+        if self.no_store is None:
+            return failed
+        error = ConfigError(f"{self.no_store}; the store was needed because {failed}")
+        error.__cause__, failed.__cause__ = failed, self.no_store
+        return error
+
+    def _failed(self) -> Exception:
         tried = "; ".join(self._failures) or "no worker is known"
         if self._stale is not None:
             return StaleVersion(f"{self.path}: the store has another version now, open it again ({tried})")
@@ -148,7 +163,7 @@ class Failover:
         log.debug("read.detour %s worker %s: %s", reason, worker.id, exc)
 
     def _without_workers(self, call: Call[T], table: Table, owners: tuple[str, ...], detours: Detours) -> T:
-        own = self.store_of(call.path) if call.store is not None else None
+        own = self.store_of(call.path, detours) if call.store is not None else None
         if own is not None and call.store is not None:
             store, relative = own
             try:
@@ -168,10 +183,17 @@ class Failover:
                 return answer
         raise detours.error()
 
-    def store_of(self, path: str) -> tuple[UnderStore, str] | None:
-        """The caller's own store for a path, and the path in it; None if it gave none."""
+    def store_of(self, path: str, detours: Detours) -> tuple[UnderStore, str] | None:
+        """The caller's own store for a path, and the path in it; None if it gave none.
+
+        None as well for one that cannot be opened (a library is missing): `detours.error` tells.
+        """
         if self._fallback is None:
             return None
-        with contextlib.suppress(LookupError):
+        try:
             return self._fallback(path)
+        except ConfigError as exc:
+            detours.no_store = exc
+        except LookupError:
+            pass
         return None

@@ -118,7 +118,7 @@ class FileWrites:
                 if isinstance(exc, WorkerUnavailable) and exc.reason not in _NEVER_SENT:
                     what = f"whether the append took effect is not known: {exc}"
                     raise OSError(errno.EIO, what, path) from exc
-        own = failover.store_of(path)
+        own = failover.store_of(path, detours)
         if own is None:
             raise detours.error()
         return _write_to(*own, path, spool, append=True)

@@ -55,7 +55,7 @@ class Listing:
         for worker, _ in cluster.candidates(table, owners):
             detours.asked.add(worker.id)
             yield worker.id, self._of_worker(worker, path, recursive), worker
-        own = self._failover.store_of(path)
+        own = self._failover.store_of(path, detours)
         if own is not None:
             store, below = own
             yield store.url, _in_store(store, below, path, recursive), None

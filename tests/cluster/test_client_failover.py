@@ -18,6 +18,7 @@ from kara_cache.config import ClientConfig
 from kara_cache.errors import (
     AccessDenied,
     CacheError,
+    ConfigError,
     PageCorrupt,
     StaleVersion,
     UnderStoreError,
@@ -348,6 +349,43 @@ def test_an_own_store_that_does_not_know_the_path_is_none(trio: Trio, connect: C
         worker.refuse()
     with pytest.raises(WorkerUnavailable):
         connect(fallback=OwnStore()).info("/other/f")
+
+
+def without_library(path: str) -> tuple[UnderStore, str]:
+    raise ConfigError("s3:// needs boto3: pip install kara-cache[s3]")
+
+
+@pytest.mark.parametrize("verb", ["info", "list", "append"])
+def test_a_store_that_cannot_be_opened_hides_not_why_workers_failed(
+    trio: Trio, connect: Connect, verb: str
+) -> None:
+    for worker in trio.workers.values():
+        worker.refuse()
+    client = connect(fallback=without_library)
+
+    def append() -> None:
+        with client.open_writer(PATH, append=True) as out:
+            out.write(b"x")
+
+    ask = {"info": lambda: client.info(PATH), "list": lambda: list(client.list("/m")), "append": append}
+    with pytest.raises(ConfigError, match=r"needs boto3.*because .*nothing could answer") as told:
+        ask[verb]()
+    workers = told.value.__cause__
+    assert isinstance(workers, WorkerUnavailable)
+    assert all(f"{name}: " in str(workers) for name in trio.workers)
+    assert "boto3" in str(workers.__cause__)
+
+
+def test_a_store_that_cannot_be_opened_keeps_nobody_from_suspects(trio: Trio, connect: Connect) -> None:
+    client = connect(fallback=without_library)
+    file = trio.workers["a"].file(PATH)
+    for worker in trio.workers.values():
+        worker.always("GET", "/read", script.reset)
+    with pytest.raises(ConfigError):
+        client.read(file, 0, 10)
+    for worker in trio.workers.values():
+        worker.always("GET", "/read", None)
+    assert client.read(file, 0, 10) == CONTENT[:10]
 
 
 def test_missing_in_the_own_store_is_an_answer(trio: Trio, connect: Connect) -> None:
