@@ -11,6 +11,7 @@ from typing import Any
 import etcd_servers
 import pytest
 from loading import PAGE, WAIT_S, Place, a_data_set, client_of, load_place, pages_of, wait_for
+from main_job import page_files
 
 from kara_cache.errors import AccessDenied
 from kara_cache.jobs import (
@@ -130,12 +131,33 @@ def test_a_stopped_job_fetches_nothing_more(place: Place) -> None:
 
 def test_copies_on_as_many_workers_as_asked_for(place: Place) -> None:
     job = place.wait(submit_load(place.client, "/data", LoadOptions(replicas=2)))
-    assert place.data_bytes() == 2 * place.size
+    assert place.data_bytes() == place.size  # the first copy; the others are made from it
+    assert job.receipt is not None
+    assert job.receipt.bytes_fetched == place.size
+    assert job.receipt.store_requests == len(place.oss.requests.data_gets())
     place.check_exact(job, copies=2)
     document = place.client.explain("/data/large.bin")
     for stripe in document["owners"]:
         holders = [w["id"] for w in document["workers"] if w["cached"]]
         assert set(stripe["workers"][:2]) <= set(holders)
+
+
+def test_a_copy_that_cannot_be_had_from_the_first_owner_is_fetched(place: Place) -> None:
+    """What the first owner has is damaged: nothing wrong is passed on, and the store is asked."""
+    path = next(f"/data/{name}" for name, data in FILES.items() if PAGE < len(data) < 3 * PAGE)
+    size = place.client.info(path).size
+    place.wait(submit_load(place.client, path))
+    (stripe,) = place.client.explain(path)["owners"]
+    first, second = (place.cluster.worker(worker) for worker in stripe["workers"][:2])
+    for page in page_files(first):
+        content = bytearray(page.read_bytes())
+        content[-1] ^= 1
+        page.write_bytes(content)
+    place.oss.requests.clear()
+    job = place.wait(submit_load(place.client, path, LoadOptions(replicas=2)))
+    assert job.receipt is not None
+    assert (job.receipt.pages_present, place.data_bytes()) == (2 * pages_of(size), size)
+    assert len(page_files(second)) == pages_of(size)
 
 
 def test_content_is_read_back_and_a_wrong_page_is_replaced(place: Place) -> None:

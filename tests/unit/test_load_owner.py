@@ -43,7 +43,16 @@ def with_owner(directory: Path, work: Work, *, clock: Callable[[], float] = time
         facts = FileFacts(stores, threads)
         config = LoadConfig(load_threads=2)
         source = LocalSource(stores, PAGE, seat_bytes=RUN_BYTES)
-        owner = LoadOwner(cache, facts, LoadMetrics(), config, reads=lambda: 0, source=source, clock=clock)
+        owner = LoadOwner(
+            cache,
+            facts,
+            LoadMetrics(),
+            config,
+            reads=lambda: 0,
+            source=source,
+            peers=lambda worker: None,
+            clock=clock,
+        )
         try:
             await work(owner, cache, store)
         finally:

@@ -121,8 +121,12 @@ def test_a_listing_that_cannot_be_had_says_why(monkeypatch: pytest.MonkeyPatch) 
 
 @given(SIZES, st.integers(1, 3))
 def test_errands_cover_every_byte_once_for_each_copy(sizes: list[int], copies: int) -> None:
-    chunk = Chunk(files(sizes))
-    errands = list(errands_of(chunk, copies=copies, whole_files=False))
+    chunk = Chunk(files(sizes), copies=copies)
+    firsts = list(errands_of(chunk, whole_files=False))
+    assert all(errand.rank == 0 and errand.origin == "" for errand in firsts)
+    others = [copy for errand in firsts for copy in errand.copies("w")]
+    assert all(errand.rank > 0 and errand.origin == "w" and not errand.copies("x") for errand in others)
+    errands = firsts + others
     for rank in range(copies):
         mine = [errand for errand in errands if errand.rank == rank]
         for info in chunk.files:
@@ -133,7 +137,7 @@ def test_errands_cover_every_byte_once_for_each_copy(sizes: list[int], copies: i
 
 @given(SIZES)
 def test_batches_hold_all_errands_in_order(sizes: list[int]) -> None:
-    errands = list(errands_of(Chunk(files(sizes)), copies=1, whole_files=False))
+    errands = list(errands_of(Chunk(files(sizes)), whole_files=False))
     cut = list(batches(errands))
     assert [errand for batch in cut for errand in batch] == errands
     assert all(batch for batch in cut)
@@ -143,13 +147,13 @@ def test_batches_hold_all_errands_in_order(sizes: list[int]) -> None:
 
 
 def an_errand() -> Errand:
-    (errand,) = errands_of(Chunk(files([10])), copies=1, whole_files=False)
+    (errand,) = errands_of(Chunk(files([10])), whole_files=False)
     return errand
 
 
 def test_a_piece_is_tried_again_later_and_later_and_not_for_ever() -> None:
     now = 0.0
-    retries = Retries(clock=lambda: now)
+    retries = Retries(patience_s=20.0, clock=lambda: now)
     errand, waits = an_errand(), []
     while retries.put(errand):
         began = now
@@ -160,7 +164,7 @@ def test_a_piece_is_tried_again_later_and_later_and_not_for_ever() -> None:
 
 
 def test_the_budget_of_retries_grows_with_the_work() -> None:
-    retries = Retries(clock=lambda: 0.0)
+    retries = Retries(patience_s=20.0, clock=lambda: 0.0)
     assert sum(retries.put(an_errand()) for _ in range(2000)) == 1000
     retries.expect(5000)
     assert sum(retries.put(an_errand()) for _ in range(2000)) == 500

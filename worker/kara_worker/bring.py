@@ -20,6 +20,7 @@ class Brought:
     """What one call did for one file. `error` is what the store answered."""
 
     pages: list[int] = field(default_factory=list)  # that this call fetched
+    copied: list[int] = field(default_factory=list)  # that came from another worker
     requests: int = 0
     took: list[tuple[int, float]] = field(default_factory=list)  # of each request: bytes and seconds
     error: Exception | None = None

@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from kara_cache.checksum import checksum
 from kara_cache.cluster import Cluster
-from kara_cache.errors import CacheError, FormatError, KaraError, PageCorrupt, WorkerBusy, WorkerUnavailable
+from kara_cache.errors import FormatError, KaraError, WorkerBusy
 from kara_cache.membership.base import MemberState
-from kara_cache.page import HEADER_BYTES, PageHeader, PageId
+from kara_cache.page import PageHeader, PageId
 from kara_cache.stripe import STRIPE_BYTES
 from kara_cache.transport.worker_client import WorkerClient
 from kara_worker.handover.offer import Offer, Taken
 from kara_worker.page_cache import PageCache
+from kara_worker.peer_page import fetch_page
 
 log = logging.getLogger(__name__)
 
@@ -145,26 +145,3 @@ class Guests:
 
     def _drop(self, pages: Sequence[PageId]) -> int:
         return sum(self._cache.pages.drop(page, "returned") for page in pages)
-
-
-def fetch_page(client: WorkerClient, page: PageId, deadline: float) -> tuple[PageHeader, memoryview]:
-    """A page of another worker and its header, both verified. Raises CacheError, OSError, FormatError."""
-    link = client.link
-    query = (("file", page.file_id.hex()), ("index", page.index))
-    connection = link.send(link.request("GET", "/page", query), deadline)
-    size = connection.head.length
-    if connection.head.status != 200 or size is None or size <= HEADER_BYTES:
-        link.document(connection, str(page))
-        raise WorkerUnavailable(f"{link.where}: no page {page}", reason="protocol")
-    try:
-        view = memoryview(bytearray(size))
-        if connection.receive_into(view) != size:
-            raise CacheError(f"{link.where}: page {page} ended early")
-    except BaseException:
-        link.discard(connection)
-        raise
-    link.release(connection)
-    header, data = PageHeader.decode(view[:HEADER_BYTES]), view[HEADER_BYTES:]
-    if header.page != page or header.length != len(data) or checksum(data) != header.page_sum:
-        raise PageCorrupt(f"{link.where}: page {page} is not what was filled")
-    return header, data

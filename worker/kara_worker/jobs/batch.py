@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from kara_cache.errors import FormatError
+from kara_cache.errors import FormatError, StaleVersion, UnderStoreError
 from kara_cache.load_job import is_job_id
 
 MAX_BATCH_BYTES = 8 << 20  # of the body; 1024 pieces with paths of 4 KiB are half of it
@@ -43,6 +43,23 @@ RETRIED = frozenset({Reason.STORE_ERROR, Reason.INTERNAL, Reason.NOT_KEPT})
 """Worth another attempt at the store; most others are answers."""
 
 
+def reason_of(exc: Exception) -> Reason:
+    """Of what a store answered."""
+    if isinstance(exc, StaleVersion):
+        return Reason.CHANGED
+    if isinstance(exc, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+        return Reason.NOT_FOUND
+    if isinstance(exc, PermissionError):
+        return Reason.FORBIDDEN
+    if isinstance(exc, UnderStoreError):
+        return Reason.STORE_ERROR
+    return Reason.INTERNAL
+
+
+def text_of(exc: BaseException) -> str:
+    return (str(exc) or type(exc).__name__)[:300]
+
+
 class Piece(msgspec.Struct, frozen=True, array_like=True):
     """Bytes [start, stop) of one version of a file, within one stripe."""
 
@@ -60,6 +77,7 @@ class Batch(msgspec.Struct, frozen=True):
     since_ns: int = 0  # pages filled from then on count as fetched by this job; 0: all that are here do not
     force: bool = False  # pages from before `since_ns` are fetched again
     verify: bool = False  # pages are read and compared
+    origin: str = ""  # a worker that has the pages: the store is asked for what does not come from there
     bandwidth_bytes_per_s: int | None = None
     requests_per_s: float | None = None
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 from kara_cache.cluster import Cluster
 from kara_cache.errors import CacheError
 from kara_cache.load_job import LoadJob, LoadState, ManifestSum
-from kara_cache.stripe import stripe_key
 from kara_cache.ufs.base import FileInfo
 from kara_worker.jobs.batch import RETRIED, Action, Batch, Failure, Outcome, Reason
+from kara_worker.jobs.destinations import Destinations
 from kara_worker.jobs.errand import Errand, Retries, batches, errands_of
 from kara_worker.jobs.feed import Chunk, Feed
 from kara_worker.jobs.lanes import Answer, Lanes, tell_end
@@ -23,7 +23,6 @@ from kara_worker.mounted_stores import MountedStores
 
 log = logging.getLogger(__name__)
 
-RANKS = 3  # of the placement: more copies than this are not placed
 _WINDOW = 24  # chunks that are being worked on: what is listed first may be done last
 _TICK_S = 0.05
 _END_TIMEOUT_S = 0.5
@@ -43,6 +42,7 @@ class Coordinator:
         stores: MountedStores,
         *,
         page_bytes: int,
+        patience_s: float,
         resumed: bool,
         on_end: Callable[[], object],
     ) -> None:
@@ -59,7 +59,9 @@ class Coordinator:
         self._window: deque[Chunk] = deque()
         self._stop = threading.Event()
         self._abandoned = threading.Event()
-        self._retries = Retries()
+        self._destinations = Destinations(cluster, patience_s=patience_s)
+        self._retries = Retries(patience_s=patience_s)
+        self._copying: list[Errand] = []  # for the other owners of what is done
         self.finished = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"load-{self._job.id[:8]}", daemon=True)
 
@@ -205,7 +207,7 @@ class Coordinator:
                 if not counted:
                     self._note_listed(before, feed)
                 self._take_chunks(feed, lanes)
-                self._send_retries(lanes)
+                self._send_on(lanes)
                 answer = lanes.take(_TICK_S)
                 while answer is not None:
                     self._settle(answer, lanes)
@@ -234,49 +236,31 @@ class Coordinator:
     # -- sending -----------------------------------------------------------------------------------
 
     def _take_chunks(self, feed: Feed, lanes: Lanes[Errand]) -> None:
+        mount, _ = self._stores.locate(self._job.path)
+        copies = max(self._job.options.replicas, mount.replicas)
         while len(self._window) < _WINDOW and lanes.backlog() < _WINDOW:
             chunk = feed.take()
             if chunk is None:
                 return
-            errands = self._errands_of(chunk)
-            chunk.open = len(errands)
+            errands = list(errands_of(chunk, whole_files=self._job.options.metadata_only))
+            chunk.copies = self._destinations.copies(copies)
+            chunk.open = len(errands) * chunk.copies
             with self._lock:
                 self._window.append(chunk)
-            self._retries.expect(len(errands))
+            self._retries.expect(chunk.open)
             self._send(errands, lanes)
 
-    def _errands_of(self, chunk: Chunk) -> list[Errand]:
-        options = self._job.options
-        mount, _ = self._stores.locate(self._job.path)
-        copies = min(max(options.replicas, mount.replicas), RANKS, max(1, len(self._cluster.table().live)))
-        return list(errands_of(chunk, copies=copies, whole_files=options.metadata_only))
-
     def _send(self, errands: Iterable[Errand], lanes: Lanes[Errand]) -> None:
-        by_worker: dict[str, list[Errand]] = {}
+        by_worker: dict[tuple[str, str], list[Errand]] = {}
         for errand in errands:
-            worker = self._worker_for(errand)
+            worker = self._destinations.of(errand)
             if worker is None:
                 self._wait_for_worker(errand)
             else:
-                by_worker.setdefault(worker, []).append(errand)
-        for worker, mine in by_worker.items():
+                by_worker.setdefault((worker, errand.origin), []).append(errand)
+        for (worker, _), mine in by_worker.items():
             for batch in batches(mine):
                 lanes.put(worker, self._batch(batch), batch)
-
-    def _worker_for(self, errand: Errand) -> str | None:
-        """The live owner of the errand's rank. While that one is silent, nobody: what another one fetches
-        in its place is not where readers look when it is back."""
-        cluster, table = self._cluster, self._cluster.table()
-        owners = table.placement.owners(stripe_key(errand.info.path, errand.stripe), RANKS)
-        alive = [worker for worker in owners if worker in table.live]
-        if len(alive) <= errand.rank:
-            return None
-        if not cluster.suspects.avoid(alive[errand.rank]):
-            return alive[errand.rank]
-        if self._retries.is_patient(errand):
-            return None
-        good = [worker for worker in alive if not cluster.suspects.avoid(worker)]
-        return good[errand.rank] if len(good) > errand.rank else None
 
     def _batch(self, errands: list[Errand]) -> Batch:
         ledger, options = self._ledger, self._job.options
@@ -294,10 +278,13 @@ class Coordinator:
             verify=options.verify and ledger.round == 1,
             bandwidth_bytes_per_s=options.bandwidth_bytes_per_s,
             requests_per_s=options.requests_per_s,
+            origin=errands[0].origin,
         )
 
-    def _send_retries(self, lanes: Lanes[Errand]) -> None:
-        if due := self._retries.due():
+    def _send_on(self, lanes: Lanes[Errand]) -> None:
+        """Copies of what has come, and what is to be tried again."""
+        due, self._copying = self._copying + self._retries.due(), []
+        if due:
             self._send(due, lanes)
 
     # -- answers -----------------------------------------------------------------------------------
@@ -306,7 +293,7 @@ class Coordinator:
         if answer.outcome is None:
             self._settle_failed(answer, lanes)
             return
-        self._cluster.suspects.answered(answer.worker)
+        self._destinations.answered(answer.worker)
         failures: dict[int, list[Failure]] = {}
         for failure in answer.outcome.failures:
             failures.setdefault(failure.piece, []).append(failure)
@@ -316,7 +303,7 @@ class Coordinator:
             if index in failures:
                 self._settle_piece(errand, failures[index])
             else:
-                self._done(errand)
+                self._done(errand, origin=answer.worker)
 
     def _count(self, errands: list[Errand], outcome: Outcome) -> None:
         """All errands of a batch are of one chunk, except of retries, where it matters little which."""
@@ -330,7 +317,7 @@ class Coordinator:
 
     def _settle_failed(self, answer: Answer[Errand], lanes: Lanes[Errand]) -> None:
         if isinstance(answer.error, CacheError) and answer.error.reason != "busy":
-            self._cluster.suspects.failed(answer.worker)
+            self._destinations.failed(answer.worker)
         log.debug("load job %s: worker %s: %s", self._job.id, answer.worker, answer.error)
         for errand in (*answer.tags, *lanes.recall(answer.worker)):
             self._wait_for_worker(errand)
@@ -355,9 +342,11 @@ class Coordinator:
         self._fail(errand, Reason.UNAVAILABLE, pages)
         self._done(errand)
 
-    def _done(self, errand: Errand) -> None:
-        """Files and bytes of a chunk that is not done are for those who watch; `_advance` counts them."""
+    def _done(self, errand: Errand, *, origin: str = "") -> None:
+        """Files and bytes of a chunk that is not done are for those who watch; `_advance` counts them.
+        `origin` has all its pages: the other owners take them from there, without it from the store."""
         errand.chunk.open -= 1
+        self._copying += errand.copies(origin)
         if not errand.rank:
             with self._lock:
                 errand.chunk.tally.bytes += errand.piece.stop - errand.piece.start

@@ -6,7 +6,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kara_cache.stripe import stripes
 from kara_cache.ufs.base import FileInfo
@@ -16,7 +16,7 @@ from kara_worker.jobs.feed import Chunk
 _BATCH_PIECES = 128
 _BATCH_BYTES = 64 << 20  # a stripe; small enough that a worker's part is told while others work
 _ATTEMPTS = 6  # of one piece at the store, with 0.5 + 1 + 2 + 4 + 8 s between them
-PATIENCE_S = 20.0  # for a worker that is silent: its lease ends before (15 s), or it was restarted
+_LEAST_PARKED_S = 40.0  # for a worker that nobody replaces; chosen by feel
 _PARKED_S = 0.5
 _BACKOFF_S = 0.5
 _RETRY_SHARE, _RETRY_LEAST = 10, 1000  # retries: a tenth of the errands, and these; then failures are final
@@ -30,21 +30,28 @@ class Errand:
     info: FileInfo
     piece: Piece
     stripe: int
-    rank: int  # which of the owners: 0, and more for replicas
+    rank: int = 0  # which of the owners: 0, and more for replicas
+    origin: str = ""  # the worker that has its pages already
     attempt: int = 0  # how often the store has failed it
     troubled_at: float | None = None  # monotonic; since when its worker does not answer
 
+    def copies(self, origin: str) -> list[Errand]:
+        """Those for the other owners, once the first is done with its own: the store gives each page once."""
+        if self.rank or self.chunk.copies == 1:
+            return []
+        made = replace(self, origin=origin, attempt=0, troubled_at=None)
+        return [replace(made, rank=rank) for rank in range(1, self.chunk.copies)]
 
-def errands_of(chunk: Chunk, *, copies: int, whole_files: bool) -> Iterator[Errand]:
-    """One for each stripe and copy, with `whole_files` for each file and copy. Empty files have no stripe."""
+
+def errands_of(chunk: Chunk, *, whole_files: bool) -> Iterator[Errand]:
+    """One for each stripe, with `whole_files` for each file. Empty files have no stripe."""
     for info in chunk.files:
         if whole_files:
-            piece = Piece(info.path, info.version, info.size, 0, 0)
-            yield from (Errand(chunk, info, piece, 0, rank) for rank in range(copies))
+            yield Errand(chunk, info, Piece(info.path, info.version, info.size, 0, 0), 0)
             continue
         for stripe in stripes(0, info.size):
             piece = Piece(info.path, info.version, info.size, stripe.start, stripe.stop)
-            yield from (Errand(chunk, info, piece, stripe.index, rank) for rank in range(copies))
+            yield Errand(chunk, info, piece, stripe.index)
 
 
 def batches(errands: list[Errand]) -> Iterator[list[Errand]]:
@@ -65,8 +72,10 @@ def batches(errands: list[Errand]) -> Iterator[list[Errand]]:
 class Retries:
     """Errands that wait for another attempt, and the budget for them."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, patience_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """`patience_s`: how long others wait for a worker; an errand is given up after twice that."""
         self._clock = clock
+        self._parked_s = max(_LEAST_PARKED_S, 2 * patience_s)
         self._waiting: list[tuple[float, int, Errand]] = []  # heap by the time when they are due
         self._numbers = itertools.count()
         self._given = 0
@@ -91,14 +100,10 @@ class Retries:
         now = self._clock()
         if errand.troubled_at is None:
             errand.troubled_at = now
-        if now - errand.troubled_at > 2 * PATIENCE_S:
+        if now - errand.troubled_at > self._parked_s:
             return False
         heapq.heappush(self._waiting, (now + _PARKED_S, next(self._numbers), errand))
         return True
-
-    def is_patient(self, errand: Errand) -> bool:
-        """Whether its own worker may still come back: better late there than now where nobody looks."""
-        return errand.troubled_at is None or self._clock() - errand.troubled_at < PATIENCE_S
 
     def due(self) -> list[Errand]:
         now, due = self._clock(), []

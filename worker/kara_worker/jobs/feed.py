@@ -27,6 +27,7 @@ class Chunk:
 
     files: list[FileInfo]
     open: int = 0
+    copies: int = 1  # of each page
     tally: Tally = field(default_factory=Tally)
     lost: Tally = field(default_factory=Tally)  # see `Ledger.lost`
 

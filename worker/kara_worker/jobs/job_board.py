@@ -66,7 +66,9 @@ class JobBoard:
         *,
         worker: str,
         page_bytes: int,
+        patience_s: float,
     ) -> None:
+        """`patience_s`: how long a job waits for a worker that is away."""
         self._journal = journal
         self._cluster = cluster
         self._stores = stores
@@ -74,6 +76,7 @@ class JobBoard:
         self._executor = executor
         self._worker = worker
         self._page_bytes = page_bytes
+        self._patience_s = patience_s
         self._lock = threading.Lock()  # guards _held
         self._held: dict[str, Held] = {}  # by id
         self._wake = threading.Event()
@@ -220,6 +223,7 @@ class JobBoard:
             self._cluster,
             self._stores,
             page_bytes=self._page_bytes,
+            patience_s=self._patience_s,
             resumed=resumed,
             on_end=self._wake.set,
         )

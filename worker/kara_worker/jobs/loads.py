@@ -30,6 +30,7 @@ from kara_worker.rules.path_rules import PathRules
 from kara_worker.rules.shelf import EtcdRules, LocalRules, RuleShelf
 
 _RULES = "RULES.json"
+_LEASES = 4 / 3  # that a job waits for a worker which is away: 20 s; a restart takes less
 _DIRECTORY = "LOADS"  # both in the first page directory, where nothing but this worker's things is
 
 
@@ -50,7 +51,13 @@ class Loads:
     ) -> None:
         self.cluster = peers_of(config, own)
         self.owner = LoadOwner(
-            cache, facts, metrics, config.loads, reads=reads, source=_source(config.loads, cache)
+            cache,
+            facts,
+            metrics,
+            config.loads,
+            reads=reads,
+            source=_source(config.loads, cache),
+            peers=lambda worker: self.cluster.table().clients.get(worker),
         )
         self._watching = asyncio.get_running_loop().create_task(self.owner.watch())
         self.board = JobBoard(
@@ -61,6 +68,7 @@ class Loads:
             executor,
             worker=own.id,
             page_bytes=cache.page_bytes,
+            patience_s=_LEASES * config.life.lease_ttl_s,
         )
         self.endpoints = JobEndpoints(self.board, self.owner, access, executor)
         self.rules = PathRules(_shelf(config), cache.pages)

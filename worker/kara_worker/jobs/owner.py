@@ -8,24 +8,26 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from kara_cache.errors import CacheError, StaleVersion, UnderStoreError, WorkerBusy
+from kara_cache.errors import CacheError, UnderStoreError, WorkerBusy
 from kara_cache.page import PageId
+from kara_cache.transport.worker_client import WorkerClient
 from kara_cache.ufs.base import FileInfo
 from kara_worker.bring import Bringing, Brought
 from kara_worker.byte_budget import ByteBudget
 from kara_worker.config import LoadConfig
 from kara_worker.fetch.source import Source
 from kara_worker.file_facts import FileFacts
-from kara_worker.jobs.batch import Action, Batch, Failure, Outcome, Piece, Reason
+from kara_worker.jobs.batch import Action, Batch, Failure, Outcome, Piece, Reason, reason_of, text_of
+from kara_worker.jobs.copies import Copies
 from kara_worker.jobs.gate import Gate
 from kara_worker.jobs.load_metrics import LoadMetrics
 from kara_worker.jobs.pace import StorePace
 from kara_worker.jobs.runs import Run, group_bytes, group_files, grouped, pages_of, runs_of
 from kara_worker.jobs.throttle import Throttle
+from kara_worker.jobs.visit import Count, Visit
 from kara_worker.page_cache import FileRef, PageCache
 
 log = logging.getLogger(__name__)
@@ -43,29 +45,6 @@ _HEADER_BYTES = (
 _MEMORY_WAIT_S = 3600.0  # what is ahead in the queue may be slow on purpose
 
 
-@dataclass(slots=True)
-class Visit:
-    """A job as this worker knows it."""
-
-    bandwidth: Throttle
-    rate: Throttle
-    held: set[bytes] = field(default_factory=set)  # files that are sheltered until the job ends
-    running: set[asyncio.Task[Outcome]] = field(default_factory=set)
-    seen: float = 0.0  # monotonic
-
-
-@dataclass(slots=True)
-class Count:
-    """Of one batch, while it runs."""
-
-    pages: int = 0
-    present: int = 0
-    fetched: int = 0
-    bytes_fetched: int = 0
-    requests: int = 0
-    failures: list[Failure] = field(default_factory=list)
-
-
 class LoadOwner:
     """Event loop only. Requests to stores run in threads of its own, so readers' fills never queue behind."""
 
@@ -78,9 +57,11 @@ class LoadOwner:
         *,
         reads: Callable[[], int],
         source: Source,
+        peers: Callable[[str], WorkerClient | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`reads` counts the pages that readers have asked for so far; `source` is closed with this."""
+        """`reads` counts the pages that readers have asked for so far; `source` is closed with this; `peers`
+        gives the worker of an id."""
         self._cache = cache
         self._facts = facts
         self._metrics = metrics
@@ -94,6 +75,7 @@ class LoadOwner:
         self._requests = Throttle(config.load_requests_per_s)
         self._threads = ThreadPoolExecutor(config.load_threads, thread_name_prefix="load")
         self._bringing = Bringing(cache, source, self._threads)
+        self._copies = Copies(cache, peers)
         self._promised = 0  # bytes that are being fetched
         self._visits: dict[str, Visit] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()  # the last ones
@@ -237,7 +219,7 @@ class LoadOwner:
         try:
             ref = self._cache.ref(piece.path, piece.version, piece.size)
         except (ValueError, OSError) as exc:
-            count.failures.append(Failure(index, len(pages), len(pages), _reason(exc), _text(exc)))
+            count.failures.append(Failure(index, len(pages), len(pages), reason_of(exc), text_of(exc)))
             return None
         if not ref.keepable and len(pages):
             text = f"{piece.path}: the store gives no version"
@@ -259,12 +241,12 @@ class LoadOwner:
         count.present += len(run.pages) - len(missing)
         if told.error is not None:
             if missing:
-                reason, text = _reason(told.error), _text(told.error)
+                reason, text = reason_of(told.error), text_of(told.error)
                 count.failures.append(Failure(run.piece, len(missing), run.of, reason, text))
             return
         if missing:
             count.failures.append(self._explain(batch, run, missing))
-        count.fetched += len(told.pages)
+        count.fetched += len(told.pages) + len(told.copied)
         count.bytes_fetched += sum(self._length(run.ref, index) for index in told.pages)
         count.requests += told.requests
 
@@ -278,8 +260,11 @@ class LoadOwner:
             return told
         if batch.since_ns:
             found = await self._cache.run_on_disk(self._filled_since, batch, group)
-            told = [Brought(pages, int(bool(pages))) for pages in found]
-        wanted = [(at, run.ref, missing) for at, run in enumerate(group) if (missing := self._missing(run))]
+            copied = bool(batch.origin)
+            told = [Brought(copied=p) if copied else Brought(p, requests=int(bool(p))) for p in found]
+        wanted = self._wanted(group)
+        if batch.origin and wanted and await self._copy(batch.origin, wanted, told):
+            wanted = self._wanted(group)
         if not wanted:
             return told
         files = len(wanted)
@@ -295,6 +280,34 @@ class LoadOwner:
                 self._learn(brought)
                 told[at].error = brought.error
         return told
+
+    def _wanted(self, group: list[Run]) -> list[tuple[int, FileRef, list[int]]]:
+        """What is missing, with its place in the group."""
+        return [(at, run.ref, missing) for at, run in enumerate(group) if (missing := self._missing(run))]
+
+    async def _copy(
+        self, origin: str, wanted: list[tuple[int, FileRef, list[int]]], told: list[Brought]
+    ) -> bool:
+        """Takes what another worker has; False where there is no room for it."""
+        size = sum(self._length(ref, index) for _, ref, missing in wanted for index in missing)
+        room = size + _HEADER_BYTES * (len(wanted) - 1)
+        async with self._gate:
+            await self._memory.acquire(size, _MEMORY_WAIT_S)
+            try:
+                if not await self._room_for(room, wanted[0][1].mount.name):
+                    return False
+                self._promised += room
+                try:
+                    files = [(ref, missing) for _, ref, missing in wanted]
+                    loop = asyncio.get_running_loop()
+                    copied = await loop.run_in_executor(self._threads, self._copies.take, origin, files)
+                finally:
+                    self._promised -= room
+            finally:
+                self._memory.release(size)
+        for (at, _, _), pages in zip(wanted, copied, strict=True):
+            told[at].copied += pages
+        return True
 
     def _learn(self, brought: Brought) -> None:
         for length, seconds in brought.took:
@@ -372,19 +385,3 @@ class LoadOwner:
     def _bytes_of(self, ref: FileRef, pages: range) -> tuple[int, int]:
         page_bytes = self._cache.page_bytes
         return pages.start * page_bytes, min(pages.stop * page_bytes, ref.size)
-
-
-def _reason(exc: Exception) -> Reason:
-    if isinstance(exc, StaleVersion):
-        return Reason.CHANGED
-    if isinstance(exc, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
-        return Reason.NOT_FOUND
-    if isinstance(exc, PermissionError):
-        return Reason.FORBIDDEN
-    if isinstance(exc, UnderStoreError):
-        return Reason.STORE_ERROR
-    return Reason.INTERNAL
-
-
-def _text(exc: BaseException) -> str:
-    return (str(exc) or type(exc).__name__)[:300]
