@@ -6,15 +6,16 @@ import contextlib
 import os
 import random
 import shutil
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.loader import Loader
 from benchmarks.machine import SERVER_CORES, on_cores
-from benchmarks.rounds import Rounds, interleave
+from benchmarks.rounds import Rounds, interleave, process_cpu_s
 from benchmarks.scene import MIB, Scene, warm
 from benchmarks.servers import Server, nginx
 from benchmarks.table_row import Row, Target
@@ -34,6 +35,7 @@ class _Side:
     server: Server
     targets: list[str]
     place: Path
+    probe: list[str]  # what somebody else asks it for meanwhile, in memory
 
 
 def run(scene: Scene) -> list[Row]:
@@ -43,20 +45,20 @@ def run(scene: Scene) -> list[Row]:
         with on_cores(SERVER_CORES), nginx(scene.files, home, threads=True) as server, scene.also(server.pid):
             with scene.client() as client:
                 warm(client, [f"/near/{name}" for name in names])
-                ours = _Side(_worker(scene), scene.targets(client, names), scene.worker.page_dir)
                 small = scene.names["4KiB"][0]
                 warm(client, [f"/near/{small}"])
-                probe = scene.targets(client, [small])
-            theirs = _Side(server, [f"/{name}" for name in names], scene.files / "disk")
+                targets, probe = scene.targets(client, names), scene.targets(client, [small])
+                ours = _Side(_worker(scene), targets, scene.worker.page_dir, probe)
+            theirs = _Side(server, [f"/{name}" for name in names], scene.files / "disk", [f"/{small}"])
             os.sync()  # what is not written yet stays in memory
             with scene.clients_pinned():
                 rounds = _passes(scene, ours, theirs)
-                beside = list(_beside(scene, ours, probe, rounds.median("worker", "seconds")))
+                beside = _beside(scene, {"worker": ours, "nginx": theirs}, rounds.median("worker", "seconds"))
             with scene.client() as client:
                 client.free("/near/disk", recursive=True)
     finally:
         shutil.rmtree(scene.files / "disk", ignore_errors=True)
-    return [*_throughput(rounds, len(names)), *beside]
+    return [*_throughput(rounds, len(names)), beside]
 
 
 def _files(scene: Scene) -> list[str]:
@@ -88,22 +90,23 @@ def _passes(scene: Scene, ours: _Side, theirs: _Side) -> Rounds:
 
 
 def _pass(loader: Loader, side: _Side) -> dict[str, float]:
-    read = _read_bytes(side.server.pid)
+    read, cpu = _read_bytes(side.server.pid), process_cpu_s(side.server.pid)
     found = loader.once(side.server.port, side.targets, connections=CONNECTIONS)
     return {
         "gb_s": found["bytes"] / found["seconds"] / 1e9,
         "seconds": found["seconds"],
+        "cpu_us": (process_cpu_s(side.server.pid) - cpu) * 1e6 / found["requests"],
         "from_disk": (_read_bytes(side.server.pid) - read) / found["bytes"],
     }
 
 
 def _throughput(rounds: Rounds, files: int) -> Iterator[Row]:
+    names = {"worker": "worker", "nginx": "nginx", "memory": "worker, pages in memory"}
     detail = {
-        f"{what}, GB/s": rounds.median(variant, "gb_s")
-        for variant, what in (
-            ("worker", "worker"), ("nginx", "nginx"), ("memory", "worker, pages in memory"),
-        )
-    }  # fmt: skip
+        f"{title}, {unit}": rounds.median(variant, metric)
+        for variant, title in names.items()
+        for unit, metric in (("GB/s", "gb_s"), ("CPU us/req", "cpu_us"))
+    }
     what = f"{files} pages of 1 MiB from disk, {CONNECTIONS} connections: worker / nginx with aio threads"
     yield Row(
         "disk_pages",
@@ -125,34 +128,44 @@ def _throughput(rounds: Rounds, files: int) -> Iterator[Row]:
         )
 
 
-def _beside(scene: Scene, ours: _Side, probe: list[str], pass_s: float) -> Iterator[Row]:
+def _beside(scene: Scene, sides: Mapping[str, _Side], pass_s: float) -> Row:
     """What another reader, of a page in memory, sees of it: the same load from disk and from memory."""
     seconds = max(0.05, _PART * pass_s)
     other = Loader(scene.home / "probe")
 
-    def beside(prepare: Callable[[], None]) -> Callable[[], dict[str, float]]:
+    def variant(side: _Side, *, cold: bool) -> Callable[[], dict[str, float]]:
+        port, loader = side.server.port, scene.loader
+
+        def load() -> dict[str, float]:
+            if cold:
+                return loader.once(port, side.targets, connections=CONNECTIONS)
+            return loader.run(port, side.targets, connections=CONNECTIONS, seconds=seconds / _PART)
+
         def once() -> dict[str, float]:
-            prepare()
+            if cold:
+                _forget(side.place)
             with ThreadPoolExecutor(1) as threads:
-                load = threads.submit(_pass, scene.loader, ours)
-                found = other.run(ours.server.port, probe, connections=1, seconds=seconds)
-                load.result()
+                loading = threads.submit(load)
+                found = other.run(port, side.probe, connections=1, seconds=seconds)
+                loading.result()
             return {"p50_us": found["p50_us"], "p99_us": found["p99_us"]}
 
         return once
 
-    variants = {"disk": beside(lambda: _forget(ours.place)), "memory": beside(lambda: None)}
+    variants = {
+        f"{name}, {place}": variant(side, cold=place == "disk")
+        for name, side in sides.items()
+        for place in ("disk", "memory")  # in this order: the second is what the first has brought there
+    }
     rounds = interleave(variants, min(_ROUNDS, scene.settings.rounds), scene.meter, in_order=True)
-    yield Row(
+    detail = {f"{name}, {m}": rounds.median(name, m) for name in variants for m in ("p50_us", "p99_us")}
+    nginx_too = rounds.ratios("nginx, disk", "nginx, memory", "p99_us")
+    return Row(
         "disk_p99",
         "p99 of a 4 KiB read of a page in memory while others read 1 MiB pages from disk / from memory",
-        rounds.ratios("disk", "memory", "p99_us"),
+        rounds.ratios("worker, disk", "worker, memory", "p99_us"),
         Target(1.1, at_least=False),
-        detail={
-            f"{variant}, {metric}": rounds.median(variant, metric)
-            for variant in variants
-            for metric in ("p50_us", "p99_us")
-        },
+        detail=detail | {"the same of nginx": statistics.median(nginx_too)},
     ).of(rounds)
 
 
