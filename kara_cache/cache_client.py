@@ -34,6 +34,7 @@ from kara_cache.reading.range_reads import RangeReads
 from kara_cache.reading.read_ahead import ReadAhead, SequentialReader
 from kara_cache.reading.wide_reads import WideReads
 from kara_cache.same_host.local_pages import LocalPages
+from kara_cache.same_host.page_views import PageViews
 from kara_cache.same_host.summed_spans import JoinedFiles, read_summed
 from kara_cache.slow_reads import SlowReads
 from kara_cache.stripe import STRIPE_BYTES
@@ -95,6 +96,7 @@ class CacheClient:
         self._local = LocalPages()
         self._reads = self._make_reads()
         self._reads.changed = self._changed
+        self._views = PageViews(self._local, self._failover, self._metrics, self._reads.read_into)
         self._ranges = RangeReads(self._failover, self._reads, self._local, self._metrics)
         self._changes = OwnChanges()
         self._lookups = FileLookups(self._failover, self._known_mounts, self._changes, self._metrics)
@@ -206,6 +208,26 @@ class CacheClient:
         memory = fresh_memory(max(0, min(length, file.size - start)))
         self.read_into(file, start, memory)
         return bytes(memory)
+
+    def view(self, file: FileInfo, start: int, length: int) -> memoryview:
+        """Bytes [start, start + length), fewer only at the end of the file, read-only.
+
+        No copy where a worker of this host has them within one page, in a file of its own (`page_store =
+        "files"`): then it is the memory in which the kernel keeps that file, shared with the worker and all
+        its readers. The whole page was compared with the checksum of its fill when this process
+        mapped it, at most 30 s before. The view stays what it is for as long as it or a part of it is
+        held, though the page be evicted, the file replaced in the store, the worker killed, this client
+        closed; until then the page's room on the disk is not given back. What it does not promise: bytes
+        that the kernel dropped meanwhile and reads again are not compared again, and a disk that fails
+        then ends the process with SIGBUS, as with any mapped file. `read_into` knows neither.
+
+        In all other cases it is a copy of the caller's own, verified, and what `read_into` raises is raised.
+        So is the first one of a client, which does not know yet that the worker is on this host.
+        """
+        known = self._files.get(id(file))
+        if known is None or known.info is not file:
+            known = self._known(file)
+        return self._views.view(known, start, length)
 
     def read_ranges(self, ranges: Sequence[tuple[FileInfo, int, int]]) -> builtins.list[memoryview]:
         """The bytes of each (file, start, length) in this order, with one request to each worker.
@@ -428,6 +450,7 @@ class CacheClient:
         self._push.after_fork()
         self._cluster.after_fork()
         self._local.after_fork()
+        self._views.after_fork()
         self._read_ahead.after_fork()
         self._reads.after_fork()
 

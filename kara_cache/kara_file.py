@@ -137,6 +137,22 @@ class KaraFile(AbstractBufferedFile):
     readline = io.IOBase.readline
     readlines = io.IOBase.readlines
 
+    def view(self, start: int, length: int) -> memoryview:
+        """Bytes [start, start + length), fewer at the end, without a copy where that can be had.
+
+        As `CacheClient.view`, which says what such a view promises. The position stays where it is.
+        """
+        self._check_open()
+        if start < 0 or length < 0:
+            raise ValueError(f"{self.path}: a view of {length} bytes at {start}")
+        if self._content is not None:
+            return memoryview(self._content)[start : start + length]
+        try:
+            return self.fs.client.view(self._file, start, length)
+        except FileNotFoundError:
+            self._move()
+            return self.fs.client.view(self._file, start, length)
+
     def seek(self, loc: int, whence: int = 0) -> int:
         self._check_open()
         loc = operator.index(loc)

@@ -23,7 +23,7 @@ CLUSTER = (
     "Where it is missed: process time of a raw row in a batch of 256, in runs apart: on this host 2.4 us "
     "against 1.1 of the mapped file (5.8 before rows were told by their own sums alone). 1.2 of it is "
     "`pread` of 3 KB, for which a slice of a mapping takes 0.6; pages are not mapped, since a disk that "
-    "fails would end the process (SIGBUS) in place of a read. A loader's row takes 5.7 us with the pipe, in all "
-    "processes, 7.0 through the cache. Over TCP a row takes 7 in the client and 12 to 17 in the workers, "
-    "which here take it from the client's two cores."
+    "fails would end the process (SIGBUS) in place of a read. A loader's row takes 5.7 us with the pipe, "
+    "in all processes, 7.0 through the cache. Over TCP a row takes 7 in the client and 12 to 17 in the "
+    "workers, which here take it from the client's two cores."
 )

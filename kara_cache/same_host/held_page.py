@@ -13,10 +13,23 @@ from kara_cache.page_record import unpack
 class HeldPage:
     """An open page with a checked header. The descriptor closes with the last thread that uses it."""
 
-    __slots__ = ("block_bytes", "block_sums", "fd", "header", "length", "renew_at", "start", "touch_at")
+    __slots__ = (
+        "__weakref__", "block_bytes", "block_sums", "fd", "header", "in_own_file", "length", "memory",
+        "renew_at", "start", "touch_at",
+    )  # fmt: skip
 
-    def __init__(self, fd: int, header: PageHeader, renew_at: float, start: int = HEADER_BYTES) -> None:
+    def __init__(
+        self,
+        fd: int,
+        header: PageHeader,
+        renew_at: float,
+        start: int = HEADER_BYTES,
+        *,
+        in_own_file: bool = False,
+    ) -> None:
         self.fd = fd
+        self.in_own_file = in_own_file  # which is never written again and never cut, so it may be mapped
+        self.memory: memoryview | None = None  # the data, mapped and compared with the page's sum
         self.start = start  # of the data in fd
         self.header = header
         self.length = header.length

@@ -2,8 +2,9 @@
 
 An RPC costs 50 us whatever it carries, a read through a descriptor at hand 1 us (measured), so the
 descriptor is asked for once and kept. It outlives eviction: an unlinked file stays readable until its
-last descriptor is closed, or is cut to nothing long after; never map it, a read tells. Nothing is
-trusted because it is near: identity and sums are checked as for bytes that came over a network.
+last descriptor is closed, or, if it is a segment, is cut to nothing long after: a read tells, a mapping
+would not survive it. Nothing is trusted because it is near: identity and sums are checked as for bytes
+that came over a network.
 """
 
 from __future__ import annotations
@@ -157,8 +158,7 @@ class LocalPages:
                     first += 1
                 view[:] = area[offset - at : stop - at]
             if now >= page.touch_at:
-                page.touch_at = now + _TOUCH_S
-                self._touch(key)
+                self.touch(key, page, now)
             return True
         return False
 
@@ -270,12 +270,9 @@ class LocalPages:
             if header is None:
                 os.close(fd)
                 continue
-            pages.append(
-                (
-                    (page_bytes, file.file_id, index),
-                    HeldPage(fd, header, renew_at, HEADER_BYTES if place is None else place[1]),
-                )
-            )
+            start = HEADER_BYTES if place is None else place[1]
+            page = HeldPage(fd, header, renew_at, start, in_own_file=place is None)
+            pages.append(((page_bytes, file.file_id, index), page))
             kept.append(index)
         with self._lock:
             for key, page in pages:
@@ -297,10 +294,10 @@ class LocalPages:
             else:
                 good = self._read_part(page, offset, view)
         except OSError as exc:
-            self._forget(key)
+            self.forget(key)
             raise PageCorrupt(f"{file.path}: page {key[2]} on this host: {exc}") from exc
         if not good:
-            self._forget(key)
+            self.forget(key)
             what = f"bytes [{offset}, {offset + len(view)}) are not what was filled"
             raise PageCorrupt(f"{file.path}: page {key[2]} on this host: {what}")
         self._touch(key)
@@ -323,6 +320,11 @@ class LocalPages:
         view[:] = covered[offset - first : stop - first]
         return good
 
+    def touch(self, key: Key, page: HeldPage, now: float) -> None:
+        """A use, to be told when `page.touch_at` has passed."""
+        page.touch_at = now + _TOUCH_S
+        self._touch(key)
+
     def _touch(self, key: Key) -> None:
         try:  # noqa: SIM105 - as cheap as it gets: `suppress` would cost a tenth of a small read
             self.pages.move_to_end(key)
@@ -336,7 +338,8 @@ class LocalPages:
             for key in [key for key, page in self.pages.items() if page.renew_at < now]:
                 del self.pages[key]
 
-    def _forget(self, key: Key) -> None:
+    def forget(self, key: Key) -> None:
+        """A page that turned out to be wrong."""
         with self._lock:
             self.pages.pop(key, None)
 

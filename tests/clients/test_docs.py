@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ NEEDS = {
     "DuckDB": ("duckdb",),
     "Hugging Face datasets": ("datasets",),
     "zarr": ("zarr",),
+    "numpy": ("numpy",),
     "torch": ("torch",),
 }
 
@@ -38,6 +40,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
         np, zarr, torch = (require_module(name) for name in ("numpy", "zarr", "torch"))
         zarr.save_array(str(found.directory / "array.zarr"), np.arange(1000).reshape(100, 10))
         torch.save({"step": 3}, found.directory / "state.pt")
+        vectors = array("f", range(2000)).tobytes()
+        (found.directory / "vectors.f32").write_bytes(vectors)
         yield found
 
 
@@ -57,6 +61,7 @@ EXPECTED: dict[str, Any] = {
     "DuckDB": lambda names: sorted(names["counts"]) == [(1, 1), (2, 2)],
     "Hugging Face datasets": lambda names: names["first"] == {"label": 1, "week": 3},
     "zarr": lambda names: names["part"].shape == (10, 5) and names["part"][0, 0] == 100,
+    "numpy": lambda names: names["vectors"].shape == (100, 10) and names["vectors"][0, 0] == 100,
     "torch": lambda names: (
         names["state"] == {"step": 3} and sorted(map(int, names["images"])) == list(range(130))
     ),

@@ -187,6 +187,25 @@ def test_random_access_is_what_bytes_say(fs: KaraFileSystem, kara: Mounted) -> N
         file.read()
 
 
+def test_views(fs: KaraFileSystem, kara: Mounted) -> None:
+    data = os.urandom(3 << 20)
+    (kara.directory / "views.bin").write_bytes(data)
+    (kara.directory / "small.bin").write_bytes(data[:100])
+    for name, length in (("views.bin", 1 << 20), ("small.bin", 50)):
+        for _ in range(2):  # the second time it is in the cache
+            with fs.open(f"data/{name}") as file:
+                view = file.view(10, length)
+                assert view == data[10 : 10 + length]
+                assert view.readonly
+                assert file.view(file.size - 5, 100) == data[file.size - 5 : file.size]
+                assert file.tell() == 0
+                with pytest.raises(ValueError, match="at -1"):
+                    file.view(-1, 5)
+            assert view[5:] == data[15 : 10 + length], "a closed file takes no view away"
+            with pytest.raises(ValueError, match="closed"):
+                file.view(0, 1)
+
+
 def test_lines(fs: KaraFileSystem, kara: Mounted) -> None:
     lines = [b"x" * random.Random(i).randrange(20_000) + b"\n" for i in range(50)] + [b"no end"]
     (kara.directory / "lines").write_bytes(b"".join(lines))

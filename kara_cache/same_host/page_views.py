@@ -1,0 +1,164 @@
+"""Views of pages of this host: the memory in which the kernel keeps a page's file, mapped and verified.
+
+Only pages in files of their own are mapped. Such a file is never written again and never cut, so what is
+mapped stays, whatever becomes of the page and of its worker. A segment is cut some time after it was
+removed (docs/page-format.md), and a process that looks at a mapping of it then ends by SIGBUS (mmap(2)).
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+from weakref import ref as weak
+
+from kara_cache.cached_file import CachedFile
+from kara_cache.checksum import checksum
+from kara_cache.client_metrics import ClientMetrics
+from kara_cache.errors import CacheError, PageCorrupt
+from kara_cache.failover import Failover
+from kara_cache.page_buffers import fresh_memory
+from kara_cache.same_host.held_page import HeldPage
+from kara_cache.same_host.local_pages import Key, LocalPages
+from kara_cache.same_host.local_ranges import take_pages
+from kara_cache.stripe import STRIPE_BYTES
+from kara_cache.transport.worker_client import WorkerClient
+
+MAPPED_BYTES = 1 << 30  # of pages that stay mapped although nobody may be looking at them
+MAPPED_PAGES = 256  # a mapping has a descriptor of its own
+_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, for which Python has no name
+_VERIFY_S = 1.0  # a worker is told of its corrupt page in so long or not at all
+
+
+class PageViews:
+    """Thread-safe; in a forked child what is mapped stays so."""
+
+    def __init__(
+        self,
+        local: LocalPages,
+        failover: Failover,
+        metrics: ClientMetrics,
+        read_into: Callable[[CachedFile, int, memoryview], int],
+        *,
+        limit_bytes: int = MAPPED_BYTES,
+    ) -> None:
+        """`read_into` fetches what cannot be mapped."""
+        self._local = local
+        self._failover = failover
+        self._metrics = metrics
+        self._read_into = read_into
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()  # guards `_mapped`
+        self._mapped: list[weak[HeldPage]] = []  # in the order in which they were mapped
+
+    def __repr__(self) -> str:
+        return f"<PageViews of {len(self._mapped)} pages>"
+
+    def view(self, file: CachedFile, start: int, length: int) -> memoryview:
+        """As `CacheClient.view`."""
+        local = self._local
+        now = local.now()
+        for page_bytes in local.page_sizes:
+            page = local.pages.get((page_bytes, file.file_id, start // page_bytes))
+            if page is not None and (memory := page.memory) is not None and page.renew_at >= now:
+                at = start % page_bytes
+                if 0 < length <= page.length - at:
+                    if now >= page.touch_at:
+                        local.touch((page_bytes, file.file_id, start // page_bytes), page, now)
+                    self._metrics.ranges("local", 1, length)
+                    return memory[at : at + length]
+        return self._first_view(file, start, length)
+
+    def _first_view(self, file: CachedFile, start: int, length: int) -> memoryview:
+        if start < 0 or length < 0:
+            raise ValueError(f"{file.path}: a view of {length} bytes at {start}")
+        length = max(0, min(length, file.size - start))
+        found = self._map(file, start, length) if length else None
+        if found is None:
+            found = fresh_memory(length)
+            self._read_into(file, start, found)
+            return found.toreadonly()
+        self._metrics.ranges("local", 1, length)
+        return found
+
+    def _map(self, file: CachedFile, start: int, length: int) -> memoryview | None:
+        """The view, if a worker of this host has the range in one page, in a file of its own."""
+        cluster = self._failover.cluster
+        table = cluster.table()
+        worker = cluster.first(table, cluster.owners_of(table, file, start // STRIPE_BYTES))
+        if worker is None or not worker.link.is_local or not worker.link.page_bytes:
+            return None
+        index, at = divmod(start, worker.link.page_bytes)
+        key = worker.link.page_bytes, file.file_id, index
+        if at + length > worker.link.page_bytes:
+            return None
+        if not self._local.has(file, index, worker.link.page_bytes):
+            take_pages(self._local, worker, ((file, index),), self._failover.deadline())
+        page = self._local.pages.get(key)
+        if page is None or not page.in_own_file or at + length > page.length:
+            return None
+        memory = page.memory
+        if memory is None:
+            try:
+                memory = mapped(page)
+            except PageCorrupt as exc:
+                self._corrupt(worker, file, key, exc)
+                return None
+            if memory is None:
+                return None
+            self._keep(page, memory)
+        return memory[at : at + length]
+
+    def _keep(self, page: HeldPage, memory: memoryview) -> None:
+        """For the views to come; pages mapped first are let go of beyond the limits, and stay where seen."""
+        with self._lock:
+            page.memory = memory
+            known = [each for each in self._mapped if (old := each()) is not None and old.memory is not None]
+            self._mapped = [*known, weak(page)]
+            size = sum(old.length for each in self._mapped if (old := each()) is not None)
+            while len(self._mapped) > MAPPED_PAGES or size > self._limit_bytes:
+                first = self._mapped.pop(0)()
+                if first is not None:
+                    size -= first.length
+                    first.memory = None
+
+    def _corrupt(self, worker: WorkerClient, file: CachedFile, key: Key, exc: PageCorrupt) -> None:
+        self._local.forget(key)
+        self._metrics.fallback(exc.reason)
+        with suppress(CacheError, OSError, ValueError):  # it finds out by itself when it serves the page
+            worker.verify(file, key[2] * key[0], 1, monotonic() + _VERIFY_S)
+
+    def after_fork(self) -> None:
+        """In the child, before anything else; takes no lock."""
+        self._lock = threading.Lock()
+
+
+def mapped(page: HeldPage) -> memoryview | None:
+    """All data of a page, read in and compared with the sum of its fill; None where it cannot be mapped.
+
+    Raises PageCorrupt, also where the disk does not give the bytes: it is asked for all of them now, since
+    a mapping has no way to say it later but SIGBUS.
+    """
+    try:
+        area = mmap.mmap(page.fd, page.length, access=mmap.ACCESS_READ, offset=page.start)
+    except OSError:  # no descriptor left, or memory pages of this machine are larger than the header
+        return None
+    except ValueError as exc:
+        raise PageCorrupt(f"page {page.header.page} on this host: {exc}") from exc
+    memory = memoryview(area)
+    try:
+        try:
+            area.madvise(_POPULATE_READ)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            os.pread(page.fd, page.length, page.start)  # an older kernel
+    except OSError as exc:
+        raise PageCorrupt(f"page {page.header.page} on this host: {exc}") from exc
+    if checksum(memory) != page.header.page_sum:
+        raise PageCorrupt(f"page {page.header.page} on this host is not what was filled")
+    return memory
