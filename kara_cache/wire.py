@@ -13,6 +13,7 @@ import json
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -182,7 +183,9 @@ class FileRange(NamedTuple):  # thousands for a request: a dataclass takes four 
 _COUNTS = struct.Struct("<II")
 _FILE = struct.Struct("<HHQ")
 _RANGE = struct.Struct("<IIQ")
-RANGE_FRAME = struct.Struct("<IIQQ")  # index, status (0 = data, 1 = error document), length, checksum
+RANGE_FRAME = struct.Struct("<IIQQ")  # index, status, length, checksum
+FRAME_DATA, FRAME_ERROR, FRAME_SIGN_OF_LIFE, FRAME_JOINED = range(4)  # status
+MAX_JOINED_BYTES = 256 << 10  # of data in one frame of several ranges
 
 
 def encode_ranges(files: Sequence[RangeFile], ranges: Sequence[FileRange]) -> bytes:
@@ -213,14 +216,16 @@ def decode_ranges(body: bytes | bytearray | memoryview) -> tuple[list[RangeFile]
         files, at = _decode_files(view, n_files)
         if len(view) - at != n_ranges * _RANGE.size:
             raise FormatError(f"ranges: {len(view) - at} bytes for {n_ranges} ranges")
-        ranges = [FileRange(file, start, length) for file, length, start in _RANGE.iter_unpack(view[at:])]
+        made = tuple.__new__  # in half the time that FileRange() takes
+        ranges = [
+            made(FileRange, (file, start, length)) for file, length, start in _RANGE.iter_unpack(view[at:])
+        ]
     except (struct.error, UnicodeDecodeError) as exc:
         raise FormatError(f"ranges: {exc}") from exc
-    for item in ranges:
-        if item.file >= n_files:
-            raise FormatError(f"ranges: file {item.file} of {n_files}")
-        if item.length > MAX_READ_BYTES:
-            raise FormatError(f"ranges: {item.length} bytes in one range, at most {MAX_READ_BYTES}")
+    if ranges and (most := max(map(itemgetter(0), ranges))) >= n_files:
+        raise FormatError(f"ranges: file {most} of {n_files}")
+    if ranges and (most := max(map(itemgetter(2), ranges))) > MAX_READ_BYTES:
+        raise FormatError(f"ranges: {most} bytes in one range, at most {MAX_READ_BYTES}")
     return files, ranges
 
 

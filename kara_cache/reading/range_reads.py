@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from time import monotonic
+from typing import NamedTuple
 
 from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientMetrics
@@ -21,6 +23,14 @@ _ROUNDS = 2  # requests for all at once; what they leave open is read one by one
 _IN_FLIGHT = 8  # requests sent before the first answer is read; more would only wait for connections
 _RANGE_BYTES = 16  # of one range in a request, and of one file beside its path and version
 _FILE_BYTES = 12
+
+
+class _Request(NamedTuple):
+    """What one worker is asked for at once."""
+
+    worker: WorkerClient
+    pieces: list[Piece]
+    whole: memoryview | None  # the memory of all pieces, where they lie in it one behind the other
 
 
 class RangeReads:
@@ -61,9 +71,10 @@ class RangeReads:
         deadline = self._failover.deadline()
         if self._local.page_sizes or self._has_local_workers():
             pieces = self._read_here(pieces, len(memory), deadline)
+        whole = memory if sum(len(piece[2]) for piece in pieces) == len(memory) else None
         for _ in range(_ROUNDS):
             if pieces:
-                pieces = self._round(pieces, deadline)
+                pieces, whole = self._round(pieces, whole, deadline), None
         for piece in pieces:
             self._reads.read_into(piece.file, piece.start, piece.view)
         self._metrics.batch(monotonic() - began)
@@ -107,8 +118,11 @@ class RangeReads:
             self._metrics.fallback(exc.reason)
             return False
 
-    def _round(self, pieces: Sequence[Piece], deadline: float) -> list[Piece]:
-        """Asks each piece's first worker; returns the pieces that are still open after it."""
+    def _round(self, pieces: Sequence[Piece], whole: memoryview | None, deadline: float) -> list[Piece]:
+        """Asks each piece's first worker; returns the pieces that are still open after it.
+
+        `whole` is the memory of all, where they lie in it one behind the other.
+        """
         groups: dict[str, list[Piece]] = {}
         workers: dict[str, WorkerClient] = {}
         left: list[Piece] = []
@@ -128,43 +142,51 @@ class RangeReads:
             else:
                 workers[worker.id] = worker
                 groups[worker.id] = [piece]
-        requests = [
-            (workers[worker_id], part) for worker_id, group in groups.items() for part in _requests(group)
-        ]
+        if left or len(groups) > 1:
+            whole = None
+        requests: list[_Request] = []
+        for worker_id, group in groups.items():
+            for part in _requests(group):
+                if whole is None:
+                    requests.append(_Request(workers[worker_id], part, None))
+                else:
+                    size = sum(len(piece[2]) for piece in part)
+                    requests.append(_Request(workers[worker_id], part, whole[:size]))
+                    whole = whole[size:]
         for first in range(0, len(requests), _IN_FLIGHT):
             left += self._exchange(requests[first : first + _IN_FLIGHT], deadline)
         return left
 
-    def _exchange(self, requests: Sequence[tuple[WorkerClient, list[Piece]]], deadline: float) -> list[Piece]:
+    def _exchange(self, requests: Sequence[_Request], deadline: float) -> list[Piece]:
         """Sends all, then receives all: the workers work at the same time, without a thread for each."""
         left: list[Piece] = []
-        started: list[tuple[WorkerClient, list[Piece], RangesRequest]] = []
+        started: list[tuple[_Request, RangesRequest]] = []
         try:
-            for worker, pieces in requests:
-                request = self._start(worker, pieces, deadline)
-                if request is None:
-                    left += pieces
+            for request in requests:
+                exchange = self._start(request, deadline)
+                if exchange is None:
+                    left += request.pieces
                 else:
-                    started.append((worker, pieces, request))
+                    started.append((request, exchange))
             while started:
-                worker, pieces, request = started.pop(0)  # from here on it ends by itself, whatever happens
-                left += self._receive(worker, pieces, request)
+                left += self._receive(*started.pop(0))  # from here on it ends by itself, whatever happens
         finally:
-            for _, _, request in started:
-                request.abandon()
+            for _, exchange in started:
+                exchange.abandon()
         return left
 
-    def _start(self, worker: WorkerClient, pieces: list[Piece], deadline: float) -> RangesRequest | None:
+    def _start(self, request: _Request, deadline: float) -> RangesRequest | None:
         try:
-            return worker.start_ranges(_body(pieces), deadline)
+            return request.worker.start_ranges(_body(request.pieces), deadline)
         except CacheError as exc:
-            self._failover.failed(worker, exc)
+            self._failover.failed(request.worker, exc)
             return None
 
-    def _receive(self, worker: WorkerClient, pieces: list[Piece], request: RangesRequest) -> list[Piece]:
+    def _receive(self, request: _Request, exchange: RangesRequest) -> list[Piece]:
         """The pieces that did not come. An answer such as FileNotFoundError is left to a read of its own."""
+        worker, pieces, whole = request
         try:
-            frames = request.finish([piece.view for piece in pieces])
+            frames = exchange.finish([piece[2] for piece in pieces], whole)
         except (CacheError, UnderStoreError) as exc:
             self._failover.failed(worker, exc)
             return pieces
@@ -177,15 +199,22 @@ class RangeReads:
         }
         for error in failures.values():  # one of each kind: they have one cause
             self._failover.failed(worker, error)
-        arrived = [piece for piece, done in zip(pieces, frames.done, strict=True) if done]
-        self._metrics.ranges("worker", len(arrived), sum(len(piece.view) for piece in arrived))
+        arrived = list(compress(pieces, frames.done))
+        self._metrics.ranges("worker", len(arrived), sum(len(piece[2]) for piece in arrived))
         if frames.broken is None and not frames.errors:
             self._failover.cluster.suspects.answered(worker.id)
+        if len(arrived) == len(pieces):
+            return []
         return [piece for piece, done in zip(pieces, frames.done, strict=True) if not done]
 
 
 def _requests(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
     """Cuts what one worker is asked for into requests within the protocol's limits."""
+    if len(pieces) <= MAX_RANGES:
+        files_bytes = sum(map(_file_bytes, {piece[0] for piece in pieces}))
+        if _FILE_BYTES + files_bytes + _RANGE_BYTES * len(pieces) <= MAX_RANGES_BODY_BYTES:
+            yield list(pieces)
+            return
     group: list[Piece] = []
     size = _FILE_BYTES
     files: set[CachedFile] = set()

@@ -107,7 +107,7 @@ class WorkerClient:
 
     def start_ranges(self, body: bytes, deadline: float) -> RangesRequest:
         """Sends a request of `wire.encode_ranges` and lets the worker work on it."""
-        request = self.link.request("POST", "/ranges", (), len(body)) + body
+        request = self.link.request("POST", "/ranges", (("joined", 1),), len(body)) + body
         return RangesRequest(self.link, request, deadline)
 
     def descriptors(
@@ -225,15 +225,16 @@ class RangesRequest:
         self._deadline = deadline
         self._connection = link.start(request, deadline)
 
-    def finish(self, wanted: Sequence[memoryview]) -> RangeFrames:
+    def finish(self, wanted: Sequence[memoryview], whole: memoryview | None = None) -> RangeFrames:
         """Waits for the answer and fills `wanted`; what arrived is in the result, also when it broke off.
 
-        Raises when there was no answer at all, or an error in place of one.
+        `whole` is the memory of all of them, where they lie one behind the other. Raises when there was no
+        answer at all, or an error in place of one.
         """
         connection = self._link.answer(self._connection, self._request, self._deadline)
         if connection.head.status != 200:
             self._link.document(connection, "/ranges")
-        frames = RangeFrames(connection, wanted)
+        frames = RangeFrames(connection, wanted, whole)
         try:
             frames.receive()
         except CacheError as exc:

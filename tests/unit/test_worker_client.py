@@ -15,6 +15,7 @@ import scripted_worker as script
 from scripted_worker import Answer, Behaviour, ScriptedWorker
 
 from kara_cache.cached_file import CachedFile
+from kara_cache.checksum import checksum
 from kara_cache.errors import (
     AccessDenied,
     CacheError,
@@ -381,6 +382,73 @@ def test_a_broken_answer_keeps_what_arrived_before(
     assert frames.broken.reason == "protocol"
     assert list(frames.done) == [1, 0]
     assert bytes(wanted[0]) == CONTENT[:10]
+
+
+def joined_frame(first: int, data: bytes, *, total: int | None = None) -> bytes:
+    return script.RANGE_FRAME.pack(first, 3, len(data), checksum(data) if total is None else total) + data
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["end to end", "apart"])
+def test_frames_of_several_ranges_come_in_any_order(
+    worker: ScriptedWorker, connect: Connect, apart: bool
+) -> None:
+    worker.plan(
+        "POST",
+        "/ranges",
+        _frames(
+            joined_frame(3, CONTENT[60:160]),
+            ALIVE,
+            joined_frame(0, CONTENT[:50]),
+            script.data_frame(2, CONTENT[50:60]),
+        ),
+    )
+    lengths = (20, 30, 10, 40, 60)
+    body, views = ranges_of(*((sum(lengths[:n]), length) for n, length in enumerate(lengths)))
+    whole = memoryview(bytearray(sum(lengths)))
+    end_to_end = [whole[sum(lengths[:n]) : sum(lengths[: n + 1])] for n in range(len(lengths))]
+    wanted = views if apart else end_to_end
+    frames = connect(worker).start_ranges(body, soon()).finish(wanted, None if apart else whole)
+    assert (frames.broken, frames.errors, list(frames.done)) == (None, {}, [1] * 5)
+    assert b"".join(wanted) == CONTENT[:160]
+    assert worker.requests[-1].query["joined"] == "1"
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        pytest.param((joined_frame(0, CONTENT[:25]),), id="a part of a range"),
+        pytest.param((joined_frame(0, CONTENT[:31]),), id="more than all"),
+        pytest.param((GOOD, joined_frame(0, CONTENT[:20])), id="one twice"),
+        pytest.param(
+            (script.data_frame(1, CONTENT[10:20]), joined_frame(0, CONTENT[:20])), id="one of them was there"
+        ),
+        pytest.param((joined_frame(0, CONTENT[:20])[:-1],), id="cut"),
+        pytest.param((joined_frame(0, b""),), id="nothing"),
+    ],
+)
+def test_a_frame_of_several_ranges_that_cannot_be_breaks_off(
+    worker: ScriptedWorker, connect: Connect, frames: tuple[bytes, ...]
+) -> None:
+    worker.plan("POST", "/ranges", _frames(*frames))
+    body, wanted = ranges_of((0, 10), (10, 10), (20, 10))
+    got = connect(worker).start_ranges(body, soon()).finish(wanted)
+    assert isinstance(got.broken, WorkerUnavailable)
+    assert got.broken.reason == "protocol"
+    assert sum(got.done) == len(frames) - 1
+
+
+def test_a_wrong_byte_in_a_frame_of_several_ranges_is_all_of_theirs(
+    worker: ScriptedWorker, connect: Connect
+) -> None:
+    worker.plan(
+        "POST",
+        "/ranges",
+        _frames(joined_frame(0, CONTENT[:20], total=1), script.data_frame(2, CONTENT[20:30])),
+    )
+    body, wanted = ranges_of((0, 10), (10, 10), (20, 10))
+    frames = connect(worker).start_ranges(body, soon()).finish(wanted)
+    assert (frames.broken, list(frames.done)) == (None, [0, 0, 1])
+    assert {index: type(error) for index, error in frames.errors.items()} == {0: PageCorrupt, 1: PageCorrupt}
 
 
 def test_single_ranges_may_fail_or_be_corrupt_and_signs_of_life_count_for_nothing(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from kara_cache.checksum import checksum
 from kara_cache.errors import PageCorrupt
 from kara_cache.page import PageId, block_bytes_for
-from kara_cache.wire import RANGE_FRAME, FileRange
+from kara_cache.wire import FRAME_DATA, FRAME_JOINED, RANGE_FRAME, FileRange
 from kara_worker.data_port.verified_read import read_verified
 from kara_worker.page_cache import FileRef
 from kara_worker.pages.page_store import PageStore, StoredPage
@@ -59,57 +59,70 @@ class RangeHits:
         first: int,
         memory: memoryview,
         later: list[int],
+        *,
+        joined: bool = False,
     ) -> tuple[int, int]:
         """Writes frames of ranges from number `first` on, as many as there is room for in `memory`.
 
-        Returns the number of the next range, which is `first` where that one alone is too long, and how
-        many bytes were written. Numbers of ranges that are not at hand, or of no file, are added to `later`.
+        With `joined`, ranges that follow one another are one frame under one sum. Returns the number of the
+        next range, which is `first` where that one alone is too long, and how many bytes were written.
+        Numbers of ranges that are not at hand, or of no file, are added to `later`.
         """
         page_bytes, step, areas, room = self._page_bytes, self._block_bytes, self._areas, len(memory)
-        sum_of, pack, preadv = checksum, RANGE_FRAME.pack_into, os.preadv  # thousands of rounds in a batch
+        sum_of, preadv = checksum, os.preadv  # thousands of rounds in a batch
         used, index, end_index = 0, first, min(len(ranges), first + _TURN)
+        head = begun = -1  # of the frame that is being written: where it is, and its first range
         while index < end_index:
             number, start, length = ranges[index]
-            file = files[number]
-            if file is None:
-                later.append(index)
-                index += 1
-                continue
-            if start + length > file.size:
-                length = max(0, file.size - start)
-            end = used + _FRAME_BYTES + length
-            if end > room:
-                break
-            page_number = start // page_bytes
-            page = file.pages.get(page_number) or self.find(file, page_number)
-            offset = start - page_number * page_bytes
-            block = offset // step
-            low, high = block * step, -(-(offset + length) // step) * step
-            good = page is not None and page[3] == step and high <= page[2] and 0 < high - low <= _SHORT_BYTES
-            if good and page is not None:
-                fd, base, _, _, sums, _ = page
-                target, cover, blocks = areas[(high - low) // step]
-                try:
-                    good = preadv(fd, target, base + low, _NO_WAIT) == high - low
-                except OSError:  # not in memory, or a file system that cannot tell
-                    good = False
-                else:
+            file, good = files[number], False
+            if file is not None:
+                if start + length > file.size:
+                    length = max(0, file.size - start)
+                if used + _FRAME_BYTES + length > room:
+                    break
+                page_number = start // page_bytes
+                page = file.pages.get(page_number) or self.find(file, page_number)
+                offset = start - page_number * page_bytes
+                block = offset // step
+                low, high = block * step, -(-(offset + length) // step) * step
+                if (
+                    page is not None
+                    and page[3] == step
+                    and high <= page[2]
+                    and length <= high - low <= _SHORT_BYTES
+                ):
+                    fd, base, _, _, sums, _ = page
+                    target, cover, blocks = areas[(high - low) // step]
+                    try:
+                        good = length > 0 and preadv(fd, target, base + low, _NO_WAIT) == high - low
+                    except OSError:  # not in memory, or a file system that cannot tell
+                        blocks = []
                     for view in blocks:
                         if sum_of(view) != sums[block]:
                             good = False
                         block += 1
-            if good:
-                data = cover[offset - low : offset - low + length]
-                pack(memory, used, index, 0, length, sum_of(data))
-                memory[used + _FRAME_BYTES : end] = data
+            if good and file is not None:
+                if head < 0:
+                    head, begun = used, index
+                    used += _FRAME_BYTES
+                memory[used : used + length] = cover[offset - low : offset - low + length]
+                used += length
                 file.sent_pages += 1
                 file.sent_bytes += length
-                used = end
-            elif self.fill(memory[used:end], index, file, start, length):
+                index += 1
+                if not joined:
+                    head = _end_frame(memory, head, used, begun, index)
+                continue
+            if head >= 0:
+                head = _end_frame(memory, head, used, begun, index)
+            end = used + _FRAME_BYTES + length
+            if file is not None and self.fill(memory[used:end], index, file, start, length):
                 used = end
             else:
                 later.append(index)
             index += 1
+        if head >= 0:
+            _end_frame(memory, head, used, begun, index)
         return index, used
 
     def fill(self, frame: memoryview, index: int, file: AskedFile, start: int, length: int) -> bool:
@@ -144,3 +157,11 @@ class RangeHits:
         page = (stored.fd, stored.offset, header.length, header.block_bytes, header.block_sums, stored)
         file.pages[number] = page
         return page
+
+
+def _end_frame(memory: memoryview, head: int, end: int, first: int, stop: int) -> int:
+    """Writes the head of a frame whose data, of the ranges [first, stop), is there. Returns -1: no frame."""
+    data = memory[head + _FRAME_BYTES : end]
+    status = FRAME_DATA if stop - first == 1 else FRAME_JOINED
+    RANGE_FRAME.pack_into(memory, head, first, status, len(data), checksum(data))
+    return -1

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from kara_cache.checksum import checksum
 from kara_cache.errors import PageCorrupt
-from kara_cache.wire import RANGE_FRAME, FileRange, RangeFile, encode_error
+from kara_cache.wire import MAX_JOINED_BYTES, RANGE_FRAME, FileRange, RangeFile, encode_error
 from kara_worker.data_port.range_hits import AskedFile, RangeHits
 from kara_worker.data_port.reads import SIGN_OF_LIFE_S, Reads
 from kara_worker.data_port.verified_read import read_verified_copy
@@ -17,7 +17,7 @@ from kara_worker.http.request import Request
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.page_cache import CachedPart, FileRef, PageCache
 
-_GATHER_BYTES = 256 << 10  # frames are joined up to this size: one send for many; stays in the CPU's cache
+_GATHER_BYTES = MAX_JOINED_BYTES + RANGE_FRAME.size  # one send for many ranges; stays in the CPU's cache
 _YIELD_EVERY = 128  # ranges between two turns of the event loop, so that other readers are not kept waiting
 _FRAME_BYTES = RANGE_FRAME.size
 _PARALLEL = 16  # ranges of one request that may wait for disk or store at a time
@@ -35,12 +35,18 @@ class Ranges:
         self._gathers: list[memoryview] = []  # one for each request that was under way at the same time
 
     async def respond(
-        self, request: Request, files: Sequence[FileRef | Exception], ranges: Sequence[FileRange]
+        self,
+        request: Request,
+        files: Sequence[FileRef | Exception],
+        ranges: Sequence[FileRange],
+        *,
+        joined: bool,
     ) -> None:
+        """`joined`: the reader knows frames of several ranges."""
         await request.start(length=None)
         memory = self._gathers.pop() if self._gathers else memoryview(mmap.mmap(-1, _GATHER_BYTES))
         try:
-            later = await self._respond_hits(request, files, ranges, memory)
+            later = await self._respond_hits(request, files, ranges, memory, joined=joined)
         finally:
             self._gathers.append(memory)
         if later:
@@ -53,6 +59,8 @@ class Ranges:
         files: Sequence[FileRef | Exception],
         ranges: Sequence[FileRange],
         memory: memoryview,
+        *,
+        joined: bool,
     ) -> list[int]:
         """Sends what is in memory, joined in `memory`; the indices of the others."""
         later: list[int] = []
@@ -60,7 +68,7 @@ class Ranges:
         index, yielded = 0, 0
         while index < len(ranges):
             before = index
-            index, used = self._hits.gather(asked, ranges, index, memory, later)
+            index, used = self._hits.gather(asked, ranges, index, memory, later, joined=joined)
             if used:
                 await request.write_chunk(memory[:used])
             elif index == before:
