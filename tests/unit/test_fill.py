@@ -7,6 +7,7 @@ import pytest
 
 from kara_cache.checksum import checksum
 from kara_cache.page import PageHeader, PageId
+from kara_worker.data_port import reads
 from kara_worker.fill import Fill
 
 PAGE = 64 << 10
@@ -54,5 +55,42 @@ def test_a_failure_reaches_every_waiter() -> None:
         assert [str(result) for result in results] == ["store"] * 8
         with pytest.raises(OSError, match="store"):
             await fill.wait_complete(1)
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_for_a_slow_fill_hears_that_somebody_works_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "SIGN_OF_LIFE_S", 0.001)
+
+    class Asker:
+        def __init__(self, fill: Fill) -> None:
+            self.fill = fill
+            self.signs = 0
+
+        async def sign_of_life(self) -> None:
+            self.signs += 1
+            if self.signs == 2:
+                self.fill.finish(headers(b"x", 0))
+
+    async def scenario() -> None:
+        fill = Fill(0, 0, 1, keep=True)
+        fill.attach(memoryview(bytearray(b"x")))
+        asker = Asker(fill)
+        await asyncio.wait_for(reads.until_complete(asker, fill), 20)  # type: ignore[arg-type]
+        assert asker.signs == 2
+        await asyncio.wait_for(fill.wait_end(), 20)
+
+    asyncio.run(scenario())
+
+
+def test_a_task_that_waits_for_the_end_may_be_cancelled_before_it() -> None:
+    async def scenario() -> None:
+        fill = Fill(0, 0, 1, keep=True)
+        waiting = asyncio.ensure_future(fill.wait_end())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        fill.fail(OSError("store"))
+        assert fill.complete
 
     asyncio.run(scenario())

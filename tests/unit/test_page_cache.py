@@ -10,6 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from kara_cache.errors import CacheError
 from kara_cache.mount import Mount, MountTable
 from kara_cache.ufs.memory import MemoryStore
 from kara_worker.bring import Bringing
@@ -30,12 +33,14 @@ class HeldStore(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.reads: list[tuple[str, int, int]] = []
+        self.told: list[bool] = []  # whether anybody wants to know how a read goes on
         self.asked = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
 
     def read_into(self, path: str, start: int, buffer: memoryview, **more: Any) -> int:
         self.reads.append((path, start, len(buffer)))
+        self.told.append(more["progress"] is not None)
         self.asked.set()
         assert self.go_on.wait(TIMEOUT_S)
         return super().read_into(path, start, buffer, **more)
@@ -183,5 +188,29 @@ def test_one_file_that_fails_leaves_the_others_of_its_group(tmp_path: Path) -> N
         assert [type(brought.error) for brought in told] == [type(None), FileNotFoundError, type(None)]
         assert not cache.loading
         assert await read(cache, files[2], 0, 1) == b"x"
+
+    with_cache(tmp_path, work)
+
+
+def test_a_small_fill_is_told_of_once_and_a_large_one_as_it_goes(tmp_path: Path) -> None:
+    async def work(cache: PageCache, store: HeldStore, _: HeldStore) -> None:
+        for name, count in (("small", 4 * PAGE), ("large", 4 * PAGE + 1)):
+            data = os.urandom(count)
+            assert await read(cache, ref(cache, store, f"/a/{name}", data), 0, count) == data
+        assert store.told == [False, True]
+
+    with_cache(tmp_path, work)
+
+
+def test_a_cache_that_is_closed_fails_who_still_asks(tmp_path: Path) -> None:
+    async def work(cache: PageCache, store: HeldStore, _: HeldStore) -> None:
+        data = os.urandom(PAGE)
+        file = ref(cache, store, "/a/f", data)
+        assert await read(cache, file, 0, PAGE) == data
+        await settled(cache)
+        assert cache.pages.free("/a/f", recursive=False)[0] == 1
+        await cache.close(5.0)
+        with pytest.raises(CacheError, match="the fill failed"):
+            await read(cache, file, 0, PAGE)
 
     with_cache(tmp_path, work)

@@ -17,10 +17,16 @@ class ByteBudget:
         self._what = what
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
+    def take(self, count: int) -> bool:
+        """Whether there is room now, and nobody who came before waits for some."""
+        if self._waiting or not self._fits(count):
+            return False
+        self.used += count
+        return True
+
     async def acquire(self, count: int, timeout_s: float) -> None:
         """Raises WorkerBusy when there was no room for `timeout_s` seconds."""
-        if not self._waiting and self._fits(count):
-            self.used += count
+        if self.take(count):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (count, turn)

@@ -15,7 +15,7 @@ class Fill:
     """Bytes [start, stop) of a file on their way in.
 
     Readers may take what is valid so far; `headers` (one for each page) exist when it is complete.
-    All methods but `progress_from_thread` belong to the event loop's thread.
+    All methods but `attach` and `progress_from_thread` belong to the event loop's thread.
     """
 
     def __init__(self, first_page: int, start: int, stop: int, *, keep: bool) -> None:
@@ -36,6 +36,7 @@ class Fill:
         self._buffer: memoryview | None = None
         self._loop = asyncio.get_running_loop()
         self._waiting: list[asyncio.Future[None]] = []
+        self._ended: asyncio.Future[None] = self._loop.create_future()
 
     def attach(self, buffer: memoryview) -> None:
         self._buffer = buffer
@@ -75,6 +76,8 @@ class Fill:
         self._wake()
 
     def _wake(self) -> None:
+        if self.complete and not self._ended.done():
+            self._ended.set_result(None)
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             if not waiter.done():
@@ -106,6 +109,10 @@ class Fill:
         if self.error is not None:
             raise self.error
         return self.start + self.valid > position
+
+    async def wait_end(self) -> None:
+        """Returns when it is complete or has failed."""
+        await self._ended
 
     async def wait_complete(self, timeout_s: float) -> bool:
         """Whether the fill is complete, after waiting for the next change at most so long."""

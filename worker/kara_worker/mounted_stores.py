@@ -83,7 +83,7 @@ class MountedStores:
         start: int,
         buffer: memoryview,
         version: str,
-        progress: Callable[[int], None],
+        progress: Callable[[int], None] | None,
     ) -> int:
         with self._metrics.store_request(mount.name, "read"):
             count = self.store(mount).read_into(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from kara_cache.mount import IMMUTABLE, Mount, is_below
 from kara_cache.page import PageHeader, PageId, file_id
 from kara_worker.byte_budget import ByteBudget
 from kara_worker.fill import Fill
+from kara_worker.fill_memory import FillMemory
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.pages.page_store import PageStore, StoredPage
@@ -21,6 +23,8 @@ from kara_worker.pages.page_store import PageStore, StoredPage
 V = TypeVar("V")
 RUN_BYTES = 8 << 20  # neighbouring missing pages fetched by one request; precedent: 8 MiB parts of S3 clients
 _BUDGET_WAIT_S = 20.0
+_AT_ONCE_BYTES = 256 << 10  # a fill of this size is told of once, when it is complete
+_KEEP_BYTES = 64 << 20  # of memory for fills, at most: what a read of 64 MiB has on its way
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,7 @@ class PageCache:
         self.metrics = metrics
         self._fills: dict[PageId, Fill] = {}
         self._memory = ByteBudget(fill_memory_bytes, what="fill memory")
+        self._areas = FillMemory(min(_KEEP_BYTES, fill_memory_bytes // 8))
         self._write_queue_bytes = write_queue_bytes
         self._queued_bytes = 0
         self._tasks: dict[asyncio.Task[None], tuple[str, ...]] = {}  # running fills, with their paths
@@ -192,8 +197,19 @@ class PageCache:
             self._start_fill(ref, run, keep)
 
     def _start_fill(self, ref: FileRef, run: list[int], keep: bool) -> None:
-        fill = self.enter(ref, run, keep=keep)
-        fill.task = self.own((ref,), self._fill(ref, fill))
+        fill, lane = self.enter(ref, run, keep=keep), self._lane(ref.mount)
+        size = fill.stop - fill.start
+        if asked := self._take_room(lane, size):  # the store is asked while the reader's request goes on
+            self._ask(ref, fill, lane)
+        fill.task = self.own((ref,), self._fill(ref, fill, lane, asked=asked))
+
+    def _take_room(self, lane: StoreLane, size: int) -> bool:
+        if not lane.memory.take(size):
+            return False
+        if self._memory.take(size):
+            return True
+        lane.memory.release(size)
+        return False
 
     def filling_page(self, page: PageId) -> Fill | None:
         """The fill that brings the page, unless it has failed."""
@@ -223,22 +239,20 @@ class PageCache:
         task.add_done_callback(self._tasks.pop)
         return task
 
-    async def _fill(self, ref: FileRef, fill: Fill) -> None:
-        size, lane = fill.stop - fill.start, self._lane(ref.mount)
-        held = 0  # budgets
+    async def _fill(self, ref: FileRef, fill: Fill, lane: StoreLane, *, asked: bool) -> None:
+        size = fill.stop - fill.start
+        held = 2 if asked else 0  # budgets
         try:
-            await lane.memory.acquire(size, _BUDGET_WAIT_S)
-            held = 1
-            await self._memory.acquire(size, _BUDGET_WAIT_S)
-            held = 2
-            fill.attach(memoryview(bytearray(size)))
-            loop = asyncio.get_running_loop()
-            headers = await loop.run_in_executor(lane.threads, self._load, ref, fill)
-            fill.finish(headers)
-            self.metrics.fills += 1
+            if not asked:
+                await lane.memory.acquire(size, _BUDGET_WAIT_S)
+                held = 1
+                await self._memory.acquire(size, _BUDGET_WAIT_S)
+                held = 2
+                self._ask(ref, fill, lane)
+            await fill.wait_end()
+            await asyncio.sleep(0)  # who waits for it is answered before it is written
         except Exception as exc:  # noqa: BLE001 - a task's top: whoever waits gets the error
-            self.metrics.count_fill_error(exc)
-            fill.fail(as_answer(exc, ref))
+            self._failed(ref, fill, exc)
         try:
             if fill.error is None and fill.keep and ref.keepable:
                 await self._write(ref, fill)
@@ -255,12 +269,37 @@ class PageCache:
             lane = self._lanes[mount.name] = StoreLane.of(self._store_threads, self._memory.limit)
         return lane
 
+    def _ask(self, ref: FileRef, fill: Fill, lane: StoreLane) -> None:
+        try:
+            lane.threads.submit(self._load_and_tell, ref, fill, asyncio.get_running_loop())
+        except RuntimeError as exc:  # this cache has been closed
+            self._failed(ref, fill, exc)
+
+    def _load_and_tell(self, ref: FileRef, fill: Fill, loop: asyncio.AbstractEventLoop) -> None:
+        """In a store thread. The future of an executor takes two more turns of the event loop."""
+        try:
+            headers = self._load(ref, fill)
+        except Exception as exc:  # noqa: BLE001 - as for a task's top
+            told: tuple[Any, ...] = self._failed, ref, fill, exc
+        else:
+            told = self._filled, fill, headers
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            loop.call_soon_threadsafe(*told)
+
+    def _filled(self, fill: Fill, headers: Sequence[PageHeader]) -> None:
+        self.metrics.fills += 1
+        fill.finish(headers)
+
+    def _failed(self, ref: FileRef, fill: Fill, exc: Exception) -> None:
+        self.metrics.count_fill_error(exc)
+        fill.fail(as_answer(exc, ref))
+
     def _load(self, ref: FileRef, fill: Fill) -> list[PageHeader]:
         """In a store thread: the bytes, then the sums, never taken of anything but the store's bytes."""
-        view = fill.view(fill.start, fill.stop)
-        got = self.stores.read_into(
-            ref.mount, ref.relative, fill.start, view, ref.version, fill.progress_from_thread
-        )
+        view = self._areas.take(fill.stop - fill.start)
+        fill.attach(view)
+        progress = fill.progress_from_thread if len(view) > _AT_ONCE_BYTES else None
+        got = self.stores.read_into(ref.mount, ref.relative, fill.start, view, ref.version, progress)
         if got != len(view):
             raise StaleVersion(
                 f"{ref.path}: {got} bytes at {fill.start}, expected {len(view)} of a file of {ref.size}; "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
+from time import monotonic
 
 from kara_cache.checksum import checksum
 from kara_cache.errors import PageCorrupt
@@ -19,6 +21,7 @@ from kara_worker.page_cache import CachedPart, FileRef, FillPart, PageCache, Par
 SIGN_OF_LIFE_S = 1.0  # the longest silence of a worker that waits for a store
 _RESERVE = 32  # bytes held back while a fill runs, to be sent one by one as signs of life
 _CHUNK = 256 << 10
+_TOGETHER_BYTES = 256 << 10  # an answer of this size waits for the end of its fills
 _SEND_STALL_S = 60.0
 
 
@@ -31,6 +34,10 @@ class Reads:
         self._metrics = metrics
         self._page_bytes = cache.page_bytes
         self._head = head_of_hits(cache.page_bytes)
+        self._filled_head = (
+            f"HTTP/1.1 200 OK\r\n{PAGE_HEADER}: {cache.page_bytes}\r\n{SOURCE_HEADER}: fill\r\n"
+            f"Trailer: {SUM_HEADER}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        ).encode()
 
     async def respond(self, request: Request, ref: FileRef, start: int, stop: int, *, keep: bool) -> None:
         """The range as a response, from wherever its pages are; errors before the first byte raise."""
@@ -88,6 +95,11 @@ class Reads:
     async def _stream(
         self, request: Request, ref: FileRef, parts: Sequence[Part], stages: ServedStages
     ) -> None:
+        if parts[-1].stop - parts[0].start <= _TOGETHER_BYTES:
+            fills = [part for part in parts if isinstance(part, FillPart)]
+            if len(fills) == len(parts):
+                await self._send_filled(request, ref, fills, stages)
+                return
         sums: list[str] = []
         started = False
         for part in parts:
@@ -102,10 +114,31 @@ class Reads:
                         ],
                     )
                     started = True
-                await request.write_chunk(data)
+                await _write_held(request, data)
             if isinstance(part, FillPart):
                 stages.filled(part.fill)
         await request.finish([f"{STAGES_HEADER}: {stages}", f"{SUM_HEADER}: {','.join(sums)}"])
+
+    async def _send_filled(
+        self, request: Request, ref: FileRef, parts: Sequence[FillPart], stages: ServedStages
+    ) -> None:
+        """Little goes out at once: its sums exist only now anyway, and the reader wakes up once."""
+        for part in parts:
+            await until_complete(request, part.fill)
+            stages.filled(part.fill)
+        output, sums = request.connection.output, []
+        request.started = True
+        output.put(self._filled_head)
+        for part in parts:
+            view = part.fill.view(part.start, part.stop)
+            output.put(b"%x\r\n" % len(view))
+            output.put(view)
+            output.put(b"\r\n")
+            sums.append(f"{part.fill.sum_of(part.start, part.stop):016x}")
+        output.put(f"0\r\n{STAGES_HEADER}: {stages}\r\n{SUM_HEADER}: {','.join(sums)}\r\n\r\n".encode())
+        self._metrics.served[ref.mount.name].store_bytes += parts[-1].stop - parts[0].start
+        if not output.flush():
+            await output.drain()
 
     async def _bytes_of(
         self, request: Request, ref: FileRef, part: Part, sums: list[str], started: bool
@@ -167,3 +200,24 @@ class Reads:
         before = fill.valid
         await fill.wait_beyond(max(fill.valid_until, at + _RESERVE), SIGN_OF_LIFE_S)
         return fill.complete or fill.valid > before
+
+
+async def _write_held(request: Request, data: memoryview | bytes) -> None:
+    """A chunk of memory that stays as it is until it has been sent. Others have their turn after it."""
+    output = request.connection.output
+    output.put(b"%x\r\n" % len(data))
+    output.put(data)
+    output.put(b"\r\n")
+    if output.flush():
+        await asyncio.sleep(0)
+    else:
+        await output.drain()
+
+
+async def until_complete(request: Request, fill: Fill) -> None:
+    """Waits for the end of a fill, with signs of life. Raises what it failed with."""
+    due = monotonic() + SIGN_OF_LIFE_S
+    while not await fill.wait_complete(max(0.0, due - monotonic())):
+        if monotonic() >= due:
+            await request.sign_of_life()
+            due = monotonic() + SIGN_OF_LIFE_S

@@ -57,8 +57,8 @@ class Output(Protocol):
         """
         ...
 
-    def put(self, item: bytes | PageSlice) -> None:
-        """Queues, for a `flush` to come."""
+    def put(self, item: bytes | memoryview | PageSlice) -> None:
+        """Queues, for a `flush` to come; memory must stay as it is until it has been sent."""
         ...
 
     def flush(self) -> bool:
@@ -133,7 +133,7 @@ class SocketOutput(_Waiting):
         self._own_memory()
         return False
 
-    def put(self, item: bytes | PageSlice) -> None:
+    def put(self, item: bytes | memoryview | PageSlice) -> None:
         self._queue.append(item)
 
     def flush(self) -> bool:
@@ -299,7 +299,7 @@ class TransportOutput(_Waiting):
         self._own_memory()
         return False
 
-    def put(self, item: bytes | PageSlice) -> None:
+    def put(self, item: bytes | memoryview | PageSlice) -> None:
         self._queue.append(item)
 
     def flush(self) -> bool:
