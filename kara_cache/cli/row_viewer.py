@@ -18,6 +18,7 @@ _HINTS = (  # the longest that fits
 )
 _SIDEWAYS = 8  # columns for one press of an arrow
 _ASK_EVERY = 64  # rows searched between two looks at the keyboard
+_LOOK_AGAIN_MS = 250  # a resize just before curses waits is seen when it waits again
 _ESCAPE, _BACKSPACES, _ENTERS = "\x1b", ("\x7f", "\b", "backspace"), ("\n", "\r", "enter")
 _KEYS = {
     curses.KEY_UP: "up",
@@ -185,8 +186,9 @@ def _loop(screen: curses.window, viewer: RowViewer) -> None:
         try:
             return screen.getch() != curses.ERR
         finally:
-            screen.nodelay(False)
+            screen.timeout(_LOOK_AGAIN_MS)
 
+    screen.timeout(_LOOK_AGAIN_MS)
     while True:
         _draw(screen, viewer)
         key = _key(screen)
@@ -198,7 +200,7 @@ def _key(screen: curses.window) -> str:
     """A character, or a name of `_KEYS`; "" for any other key."""
     try:
         found = screen.get_wch()
-    except curses.error:  # interrupted, by a resize for instance
+    except curses.error:  # no key yet, or interrupted, by a resize for instance
         return ""
     return found if isinstance(found, str) else _KEYS.get(found, "")
 

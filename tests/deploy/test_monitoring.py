@@ -196,7 +196,8 @@ def test_every_panel_has_data_and_alerts_name_their_cause(tmp_path: Path) -> Non
                         return bool(prometheus.query(name))
 
                     prometheus.wait(rule["record"], is_recorded)
-            assert prometheus.alerts() == set()
+            # A worker that a busy machine kept from answering one scrape counts as lost until the next.
+            prometheus.wait("no alert", lambda: prometheus.alerts() == set())
             assert exported(cluster) - documented() == set()
 
             pages = [path for worker in cluster.workers for path in worker.page_dir.rglob("*")]
