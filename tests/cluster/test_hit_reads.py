@@ -260,3 +260,26 @@ def test_a_page_is_passed_only_where_it_can_be(cluster: LocalCluster, talk: Talk
         ((fields, body),) = talk.ask(f"{made}&pass=1")
         assert body == SMALL[:100]
         assert "x-kara-pass" not in fields
+
+
+def test_whole_pages_go_out_by_copy_or_by_sendfile_as_configured(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "middle").write_bytes(MIDDLE)
+    mounts = {"m": {"url": f"file://{tmp_path}/files", "freshness": "immutable"}}
+    limits = [{"sendfile_above_bytes": limit} for limit in (0, 64 << 10)]
+    with LocalCluster(2, mounts=mounts, directory=tmp_path / "home", each=limits) as pair:
+        with client_of(pair) as client:
+            told = [status["sendfile_above_bytes"] for status in client.worker_status()]
+        assert sorted(told) == [0, 64 << 10]
+        for worker in pair.workers:
+            info = WorkerInfo(worker.id, "127.0.0.1", worker.port)
+            with CacheClient(ClientConfig(local_reads=False), membership=FixedMembership(info)) as client:
+                file = client.info("/m/middle")
+                for _ in range(AGAIN):
+                    assert client.read(file, 0, len(MIDDLE)) == MIDDLE
+
+
+def test_what_was_measured_is_told(cluster: LocalCluster) -> None:
+    with client_of(cluster) as client:
+        (status,) = client.worker_status()
+    assert 0 <= status["sendfile_above_bytes"] <= 64 << 10

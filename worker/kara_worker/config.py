@@ -72,6 +72,7 @@ class StoreConfig:
     guard: bool = True  # keeps a scan that is larger than the cache from evicting what it will read again
     high_watermark: float = 0.95  # of the capacity: here eviction begins
     low_watermark: float = 0.90  # and here it ends, off the request path
+    sendfile_above_bytes: int | None = None  # smaller pages are copied; None: measured at start, 8 KiB mostly
 
     def __post_init__(self) -> None:
         size = self.page_bytes
@@ -85,6 +86,8 @@ class StoreConfig:
             )
         if self.page_store not in _PAGE_STORES:
             raise ConfigError(f"page_store: want {', '.join(_PAGE_STORES)}, got {self.page_store!r}")
+        if self.sendfile_above_bytes is not None and self.sendfile_above_bytes < 0:
+            raise ConfigError(f"sendfile_above_bytes: want 0 or more, got {self.sendfile_above_bytes}")
         if not 0 < self.low_watermark < self.high_watermark <= 1:
             raise ConfigError(
                 "watermarks: want 0 < low_watermark < high_watermark <= 1, "

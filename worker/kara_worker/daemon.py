@@ -34,6 +34,7 @@ from kara_worker.file_facts import FileFacts
 from kara_worker.handover.endpoints import HandoverEndpoints
 from kara_worker.handover.giver import Handover
 from kara_worker.handover.guests import Guests
+from kara_worker.http import send_costs
 from kara_worker.http.server import HttpServer
 from kara_worker.identity import DirectoryLock, boot_id, load_or_create_identity
 from kara_worker.jobs.load_metrics import LoadMetrics
@@ -109,6 +110,8 @@ class WorkerDaemon:
         # the store has claimed and locked the directories, or refused them with nothing touched
         self._fingerprint = stack.enter_context(DirectoryLock(directories[0])).fingerprint
         self.identity = load_or_create_identity(directories[0])
+        chosen = store.sendfile_above_bytes
+        self._sendfile_above = send_costs.measured(directories[0]) if chosen is None else chosen
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="call")
         stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
         self._cache = PageCache(
@@ -131,6 +134,7 @@ class WorkerDaemon:
             self._clients,
             self._threads,
             status=self.status,
+            sendfile_above=self._sendfile_above,
             add_mount=PrivateMounts(self._stores).add if config.private else None,
         )
         collector = WorkerCollector(
@@ -268,6 +272,7 @@ class WorkerDaemon:
             "pages": stats.pages,
             "loading": stats.loading,
             "private": self._config.private,
+            "sendfile_above_bytes": self._sendfile_above,
             **self._metrics.totals(),
             "fallbacks": self._clients.recent_fallbacks(),
         }

@@ -62,9 +62,11 @@ class PageServer:
         executor: Executor,
         *,
         status: Callable[[], dict[str, Any]],
+        sendfile_above: int,
         add_mount: Callable[[str, dict[str, Any]], Mount] | None = None,
     ) -> None:
-        """`status` describes this worker; `add_mount` exists only on a private worker."""
+        """`status` describes this worker; `add_mount` exists only on a private worker. Whole pages of more
+        than `sendfile_above` bytes go out by sendfile."""
         self._cache = cache
         self._stores = stores
         self._facts = facts
@@ -78,7 +80,7 @@ class PageServer:
         self._reads = Reads(cache, metrics)
         self._ranges = Ranges(cache, self._reads, metrics)
         self._files = FileEndpoints(FileAnswers(cache, facts, metrics, self._ranges.load), facts, access)
-        self._hits = HitReads(cache, access, metrics)
+        self._hits = HitReads(cache, access, metrics, sendfile_above)
         self._passed = passed_pages.PassedPages(self._hits, metrics)
         self.draining = False
         self.last_request = time.monotonic()
