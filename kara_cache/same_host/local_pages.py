@@ -200,10 +200,12 @@ class LocalPages:
         """
         page_bytes, done, want = worker.link.page_bytes, 0, len(view)
         while done < want:
-            done += self.read_held(file, start + done, view[done:])
-            if done == want:
-                break
             index = (start + done) // page_bytes
+            if (page_bytes, file.file_id, index) in self.pages:
+                done += self.read_held(file, start + done, view[done:])
+                if done == want:
+                    break
+                index = (start + done) // page_bytes
             last = (start + want - 1) // page_bytes
             if self._passed and self._open_passed(worker, file, index):
                 continue

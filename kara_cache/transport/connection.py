@@ -14,6 +14,7 @@ import socket
 import ssl
 import struct
 import weakref
+from array import array
 from collections.abc import Iterator
 from time import monotonic
 from typing import Protocol
@@ -25,6 +26,10 @@ from kara_cache.wire import MAX_HEAD_BYTES
 _BUFFER_BYTES = 64 << 10
 _FIRST_RECEIVE = 16 << 10  # with a head: a small body comes along, a large one stays in the kernel
 _MAX_DOCUMENT_BYTES = 64 << 20
+
+# plain numbers: arithmetic with the names of `socket`, which are enumerations, takes a microsecond
+_RIGHTS, _CUT = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)), int(socket.MSG_CTRUNC)
+_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 
 # what comes next in the body once the bytes at hand are used up
 _PLAIN, _CHUNK_SIZE, _CHUNK_END, _TRAILERS = range(4)
@@ -211,32 +216,29 @@ class Connection:
         They belong to the caller, close-on-exec. Call between `send` and `response`.
         """
         self._keep_deadline()
-        space = socket.CMSG_SPACE(4 * limit)
         try:
-            data, ancillary, flags, _ = self._sock.recvmsg(
-                _FIRST_RECEIVE, space, getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+            count, ancillary, flags, _ = self._sock.recvmsg_into(
+                (self._view[:_FIRST_RECEIVE],), socket.CMSG_SPACE(4 * limit), _CLOEXEC
             )
         except (BlockingIOError, TimeoutError):
             raise self._timeout("sent nothing") from None
         except OSError as exc:
             raise self._lost(str(exc)) from exc
-        descriptors: list[int] = []
+        descriptors = array("i")
         for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                count = len(payload) // 4
-                descriptors += struct.unpack(f"={count}i", payload[: 4 * count])
-        if not data or flags & socket.MSG_CTRUNC:
+            if (level, kind) == _RIGHTS:
+                descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+        if not count or flags & _CUT:
             for fd in descriptors:
                 os.close(fd)
             raise (
                 self._lost("closed by the worker")
-                if not data
+                if not count
                 else self._protocol(f"more than {limit} descriptors")
             )
         self._begun = True
-        self._view[: len(data)] = data
-        self._at, self._end = 0, len(data)
-        return descriptors
+        self._at, self._end = 0, count
+        return descriptors.tolist()
 
     def _fill(self, count: int) -> None:
         """More bytes into the buffer, at most `count`."""
