@@ -22,7 +22,6 @@ from kara_worker.pages.file_page_store import FilePageStore
 from kara_worker.segments import room, segment
 from kara_worker.segments.page_store import SegmentPageStore, can_hold_segments
 from kara_worker.segments.quarantine import Quarantine
-from kara_worker.segments.segment import SegmentHead
 
 SEGMENT = 4 * FOOTPRINT
 Open = Callable[..., SegmentPageStore]
@@ -75,39 +74,20 @@ def disk_bytes(root: Path) -> int:
 # -- what readers see ---------------------------------------------------------------------------------
 
 
-def recycle(monkeypatch: pytest.MonkeyPatch, aside: Path) -> None:
-    """Takes the protection out: a removed segment's file becomes the next segment, as it is."""
-    aside.mkdir()
-    unlink, init = os.unlink, SegmentHead.__init__
-
-    def keep(path: str) -> None:
-        if path.endswith(".seg"):
-            os.rename(path, aside / os.path.basename(path))
-        else:
-            unlink(path)
-
-    def again(self: SegmentHead, new: segment.Segment) -> None:
-        old = min(aside.iterdir(), default=None)
-        if old is None:
-            init(self, new)
-            return
-        os.rename(old, new.path)
-        os.chmod(new.path, 0o600)
-        self.segment, self.end = new, 0
-        self.fd = os.open(new.path, os.O_WRONLY)
-
-    monkeypatch.setattr(room.os, "unlink", keep)
-    monkeypatch.setattr(SegmentHead, "__init__", again)
+def recycle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the protection out: a removed segment's file becomes the next segment, whoever has seen it."""
+    monkeypatch.setattr(room, "_unseen", lambda segment: True)
+    monkeypatch.setattr(room, "_FULL_PART", 1)
 
 
 @pytest.mark.parametrize("protected", [True, False])
 def test_what_was_sent_stays_as_it_was(
-    open_store: Open, protected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    open_store: Open, protected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """sendfile sends memory of the file: what is written to that place later is what arrives. A response is
     on its way while the whole cache is replaced; without the protection the peer gets other bytes."""
     if not protected:
-        recycle(monkeypatch, tmp_path / "aside")
+        recycle(monkeypatch)
     store = open_store(capacity_bytes=16 * FOOTPRINT)
     page = make_page("/m/sent")
     put(store, page)
@@ -129,10 +109,10 @@ def test_what_was_sent_stays_as_it_was(
 
 @pytest.mark.parametrize("protected", [True, False])
 def test_a_reader_on_this_host_keeps_what_it_was_given(
-    open_store: Open, protected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    open_store: Open, protected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not protected:
-        recycle(monkeypatch, tmp_path / "aside")
+        recycle(monkeypatch)
     store = open_store(capacity_bytes=16 * FOOTPRINT)
     page = make_page("/m/passed")
     put(store, page)
@@ -179,6 +159,35 @@ def test_a_reader_that_never_closes_does_not_keep_the_room(open_store: Open, roo
     assert os.fstat(fd).st_blocks == 0
     assert len(quarantine) == 0
     os.close(fd)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_the_file_of_a_segment_that_nobody_saw_becomes_the_next_one(
+    open_store: Open, root: Path, seen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never one of which a page was opened."""
+    monkeypatch.setattr(room, "_FULL_PART", 1)
+    store = open_store()
+    pages = [make_page("/m/a", index, length=60_000 - 1000 * index) for index in range(12)]
+    assert all(put(store, page) for page in pages[:8])
+    path, _ = place_in_file(store, pages[0])
+    assert place_in_file(store, pages[3])[0] == path != place_in_file(store, pages[4])[0]
+    if seen:
+        assert get(store, pages[0]) is not None
+    fd = os.open(path, os.O_RDONLY)
+    assert all(store.drop(page[0].page, "free") for page in pages[:4])
+    assert all(put(store, page) for page in pages[8:])
+    assert not path.exists()
+    assert os.fstat(fd).st_nlink == (0 if seen else 1)
+    if not seen:
+        assert os.path.samestat(os.fstat(fd), place_in_file(store, pages[9])[0].stat())
+    os.close(fd)
+    for _ in range(2):
+        assert all(read(get(store, page)) == page[1] for page in pages[4:])
+        assert (store.stats().pages, store.stats().corrupt) == (8, {})
+        store.close()
+        assert disk_bytes(root) <= 8 * FOOTPRINT, "spare files are not left behind"
+        store = open_store()
 
 
 def test_segments_that_nobody_was_given_are_gone_at_once(open_store: Open, root: Path) -> None:

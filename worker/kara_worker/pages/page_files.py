@@ -121,11 +121,14 @@ class PageFiles:
 
     def open(self, page: PageId, entry: PageEntry, *, whole: bool = False) -> OpenPage | None:
         """The page, its header checked, with `whole` also its data; None, and dropped, if that fails."""
-        directory = self.directories[entry.directory]
-        path = directory.path(shard_of(page), page_name(page, entry))
+        directory, shard = self.directories[entry.directory], shard_of(page)
+        path = directory.path(shard, page_name(page, entry))
         try:
             try:
                 stored = open_page(path, page, entry, self._page_bytes)
+            except FileNotFoundError:
+                with self._locks[shard]:  # it may have left and come back, under the same name
+                    stored = open_page(path, page, entry, self._page_bytes)
             except OSError as exc:
                 if exc.errno not in NOT_THE_PAGE or not self._space.close_half():
                     raise

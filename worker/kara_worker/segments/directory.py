@@ -40,6 +40,7 @@ class SegmentDirectory:
     def __init__(self, home: PageDirectory, index: SegmentIndex) -> None:
         self.home = home
         self.heads: dict[str, SegmentHead] = {}  # by what is added there
+        self.spares: list[Segment] = []  # removed ones that nobody has seen; their files become the next
         self.found: deque[PageId] = deque()  # pages of an earlier process that the policy does not know yet
         self._index = index
         self._folder = f"{home.root}/{FOLDER}"
@@ -56,7 +57,7 @@ class SegmentDirectory:
             os.mkdir(self._folder, 0o700)
         if not stat.S_ISDIR(os.lstat(self._folder).st_mode):
             raise ConfigError(f"page directory {self.home.root}: {self._folder} is not a directory")
-        self.heads = {}
+        self.heads, self.spares = {}, []
         with _no_collection():
             return self._load(Journal(self._folder), space)
 
@@ -99,6 +100,7 @@ class SegmentDirectory:
     def _segment(self, number: int, size: int, sealed: bool) -> Segment:
         assert self._journal is not None
         segment = Segment(self.home.number, number, self._path(number), size, sealed=sealed)
+        segment.seen = True  # an earlier process may have sent it, and what it sent may be on its way still
         segment.oldest, segment.newest = self._journal.ages.get(number, (0, NEVER))
         return segment
 
@@ -119,7 +121,7 @@ class SegmentDirectory:
         """A new segment of so many bytes, to which pages are added from now on."""
         segment = Segment(self.home.number, self._next, self._path(self._next), size, sealed=False)
         self._next += 1
-        head = SegmentHead(segment)
+        head = SegmentHead(segment, self.spares.pop(0) if self.spares else None)
         self._index.attach(segment)
         self.heads[kind] = head
         return head
@@ -200,7 +202,7 @@ class SegmentDirectory:
 
     def close(self) -> None:
         """Idempotent."""
-        self.heads, self._unsaid = {}, []
+        self.heads, self.spares, self._unsaid = {}, [], []
         if self._journal is not None:
             self._journal.close()
             self._journal = None

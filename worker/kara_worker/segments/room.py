@@ -15,13 +15,14 @@ from kara_worker.segments.directory import SegmentDirectory
 from kara_worker.segments.index import SegmentIndex
 from kara_worker.segments.quarantine import Quarantine, cut
 from kara_worker.segments.reader import SegmentReader
-from kara_worker.segments.segment import Segment, SegmentHead
+from kara_worker.segments.segment import OPEN_MODE, Segment, SegmentHead
 
 log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 4096
 NEW, KEPT = "new", "kept"  # pages that come in, and pages that were worth copying: they leave at other times
 _KINDS = (NEW, KEPT)
+_FULL_PART = 4  # of the capacity: with less left, the file of a removed segment will be wanted soon
 
 
 class SegmentRoom:
@@ -38,6 +39,7 @@ class SegmentRoom:
         segment_bytes: int,
         min_free_bytes: int | None,
     ) -> None:
+        self._places = places
         self._space = space
         self._index = index
         self._reader = reader
@@ -49,12 +51,12 @@ class SegmentRoom:
 
     @property
     def allocated(self) -> int:
-        """Bytes of all segments."""
+        """Bytes of all segments; spare files are beside them."""
         return sum(self._allocated.values())
 
     @property
     def left(self) -> int:
-        """Bytes of the capacity that no segment has."""
+        """Bytes of the capacity that no segment has; spare files may have some of them."""
         return self._space.capacity_bytes - self.allocated
 
     @property
@@ -98,8 +100,7 @@ class SegmentRoom:
                 if not want:
                     return None
                 self._seal(place, kind)
-                head = place.new_head(kind, want)
-                self._allocated[place.home.number] += want
+                head = self._new_head(place, kind, want)
                 start = head.take(size, unit)
             assert head is not None
             assert start is not None
@@ -127,10 +128,11 @@ class SegmentRoom:
                     self._seal(place, kind)
 
     def seal_all(self, place: SegmentDirectory) -> None:
-        """Raises OSError."""
+        """The process ends. Raises OSError."""
         with self._lock:
             for kind in _KINDS:
                 self._seal(place, kind)
+            self._drop_spares(0)
 
     def seal_lost(self, place: SegmentDirectory) -> list[OSError]:
         """Looks whether the ends of segments are still there: nobody would find what is added to others."""
@@ -146,10 +148,31 @@ class SegmentRoom:
         return errors
 
     def release(self, *, early: bool = False) -> None:
-        """Gives back what removed segments take of which a descriptor was passed; `early`: at once."""
+        """Gives back what removed segments take of which a descriptor was passed, and spare files where
+        the cache is not full any more; `early`: at once."""
         with self._lock:
             due = self.quarantine.release(early=early)
+            if early or self.left > 2 * self._space.capacity_bytes // _FULL_PART:
+                self._drop_spares(0)
         cut(due)
+
+    def _new_head(self, place: SegmentDirectory, kind: str, size: int) -> SegmentHead:
+        """Raises OSError."""
+        again = place.spares[0].bytes if place.spares else 0
+        most = self.left - size + again  # for spare files, with the one that this takes
+        self._drop_spares(max(most, again), but=place)
+        head = place.new_head(kind, size)
+        self._allocated[place.home.number] += size
+        return head
+
+    def _drop_spares(self, most: int, *, but: SegmentDirectory | None = None) -> None:
+        """Until they take no more than so many bytes; of `but` the next one stays."""
+        taken = sum(segment.bytes for place in self._places for segment in place.spares)
+        for place in self._places:
+            while taken > most and len(place.spares) > (place is but):
+                segment = place.spares.pop()
+                taken -= segment.bytes
+                self._unlink(segment)
 
     def _new_bytes(self, place: SegmentDirectory, size: int, kind: str, *, spare: bool) -> int:
         """How large a new segment for a page of `size` bytes can be; 0: there is no room. Raises OSError."""
@@ -158,7 +181,11 @@ class SegmentRoom:
             want = min(want, self.left)
         if want < size:
             return 0
-        free = place.home.free_bytes() - (least_free(place.home, self._min_free_bytes) if spare else 0)
+        least = least_free(place.home, self._min_free_bytes) if spare else 0
+        free = place.home.free_bytes() - least
+        if free < want and place.spares:
+            self._drop_spares(0)
+            free = place.home.free_bytes() - least
         want = min(want, free - free % _BLOCK_BYTES)
         return want if want >= size else 0
 
@@ -177,6 +204,17 @@ class SegmentRoom:
         self._index.detach(segment)
         self._allocated[segment.directory] -= segment.bytes
         self._reader.take(slot)
+        place = self._places[segment.directory]
+        if _unseen(segment) and self.left < self._space.capacity_bytes // _FULL_PART and place.home.usable:
+            try:
+                os.chmod(segment.path, OPEN_MODE)
+                place.spares.append(segment)
+                return
+            except OSError as exc:
+                log.debug("%s: %s", segment.path, exc)
+        self._unlink(segment)
+
+    def _unlink(self, segment: Segment) -> None:
         try:
             self.quarantine.add(segment)
             os.unlink(segment.path)
@@ -189,3 +227,9 @@ class SegmentRoom:
     def close(self) -> None:
         with self._lock:
             self.quarantine.close()
+
+
+def _unseen(segment: Segment) -> bool:
+    """Nobody was sent anything of it and nobody can be: it has no slot any more, without which no one opens
+    it, and no one did while it had."""
+    return not segment.seen

@@ -1,8 +1,9 @@
 """A segment: a file of many pages, written once from front to back, read until it is removed as a whole.
 
-No region of it is ever written twice. What makes room is the removal of the file, and an open
-descriptor keeps the bytes of a removed file: so whatever is still being sent, or read by a process on
-this host, stays as it was.
+No region that anybody may have seen is ever written again. What makes room is the removal of the file, and
+an open descriptor keeps the bytes of a removed file: so whatever is still being sent, or read by a process
+on this host, stays as it was. The file of a segment that nobody ever opened for reading may become the next
+segment: to write over memory that the kernel has is half the work of giving it back and asking for it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import errno
 import os
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 
 from kara_cache.page import HEADER_BYTES, PageHeader, PageId
@@ -19,7 +21,7 @@ from kara_cache.page_record import LARGE_BYTES, LARGE_UNIT_BYTES, UNIT_BYTES
 from kara_worker.pages.page_store import StoredPage
 
 NEVER = (1 << 32) - 1  # in steps: later than any page was made
-SEALED_MODE = 0o400  # of a file that gets no more pages; while it does, 0o600
+OPEN_MODE, SEALED_MODE = 0o600, 0o400  # of a file that gets pages, and of one that gets no more
 _COUNT_BITS = 21  # of an offset or a size in units: 128 MiB
 PLACE_BITS = 2 * _COUNT_BITS
 _COUNT_MASK = (1 << _COUNT_BITS) - 1
@@ -68,6 +70,7 @@ class Segment:
         "path",
         "pending",
         "sealed",
+        "seen",
         "slot",
     )
 
@@ -82,6 +85,7 @@ class Segment:
         self.oldest, self.newest = NEVER, 0  # steps in which its pages were made
         self.pending = 0  # writes on their way
         self.sealed = sealed
+        self.seen = False  # whether anybody may have had it open for reading, ever
         self.passed_at = 0.0  # monotonic; when a descriptor of it last went to another process
         self.files: list[weakref.ref[SegmentFile]] = []  # open now, or some time ago
 
@@ -92,8 +96,15 @@ class SegmentFile:
     __slots__ = ("__weakref__", "fd", "segment")
 
     def __init__(self, segment: Segment) -> None:
-        """Raises OSError."""
+        """Raises OSError.
+
+        In this order: whoever removes a segment takes its slot away first and then looks whether it was
+        seen, so one of the two notices the other.
+        """
         self.fd = -1
+        segment.seen = True
+        if segment.slot < 0:
+            raise FileNotFoundError(errno.ENOENT, "the segment was removed", segment.path)
         self.fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         self.segment = segment
         segment.files = [file for file in segment.files if file() is not None]
@@ -126,15 +137,20 @@ class SegmentPage(StoredPage):
 class SegmentHead:
     """The end of a segment, where pages are added. The descriptor closes with the last writer."""
 
-    def __init__(self, segment: Segment) -> None:
-        """Makes the file, with all its blocks. Raises OSError, and leaves nothing behind then."""
+    def __init__(self, segment: Segment, old: Segment | None = None) -> None:
+        """Makes the file, with all its blocks, out of that of a removed segment that nobody has seen, if
+        there is one. Raises OSError, and leaves nothing behind then."""
         self.fd = -1
         self.segment = segment
         self.end = 0
-        self.fd = os.open(
-            segment.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        if old is not None:
+            with suppress(FileNotFoundError):  # somebody removed it
+                os.rename(old.path, segment.path)
+        self.fd = os.open(segment.path, flags if old is not None else flags | os.O_EXCL, OPEN_MODE)
         try:
+            if old is not None and old.bytes > segment.bytes:
+                os.ftruncate(self.fd, segment.bytes)
             allocate(self.fd, segment.bytes)
         except BaseException:
             os.unlink(segment.path)
