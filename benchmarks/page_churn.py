@@ -92,8 +92,8 @@ def plain_files(root: Path, data: bytes, live: int) -> Put:
 
 
 def bare_segments(root: Path, data: bytes, live: int, segment_bytes: int) -> Put:
-    """What the kernel takes for segments alone: blocks reserved, one write a page, whole files unlinked. No
-    journal, no books, no sums: no store can be cheaper."""
+    """What the kernel takes for segments alone: one write a page, into the oldest file again, whose memory it
+    has. No journal, no books, no sums: no store can be cheaper."""
     root.mkdir()
     record = HEADER_BYTES + len(data)
     each = segment_bytes // record
@@ -103,12 +103,13 @@ def bare_segments(root: Path, data: bytes, live: int, segment_bytes: int) -> Put
     def put(number: int) -> None:
         at = number % each
         if not at:
+            name = str(root / f"{number:x}")
             if (len(names) - 1) * each >= live:
-                os.unlink(names.popleft())
-            names.append(str(root / f"{number:x}"))
+                os.rename(names.popleft(), name)
+            names.append(name)
             if fds[0] >= 0:
                 os.close(fds[0])
-            fds[0] = os.open(names[-1], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            fds[0] = os.open(name, os.O_WRONLY | os.O_CREAT, 0o600)
             allocate(fds[0], segment_bytes)
         os.pwritev(fds[0], [header, data], at * record)
 

@@ -69,11 +69,13 @@ class PageIndex(Generic[E]):
         record = self._files.get(page.file_id)
         if record is None:
             record = self._files[page.file_id] = FileRecord(page.file_id)
-        page = PageId(record.file_id, page.index)
+        if page.file_id is not record.file_id:
+            page = make_page((record.file_id, page.index))
         self._pages[page] = entry
         record.pages += 1
         record.bytes += self.size(entry)
-        record.last_index = max(record.last_index, page.index)
+        if page.index > record.last_index:
+            record.last_index = page.index
         record.path = record.path or path
         record.group = group
         self._came(page, entry)

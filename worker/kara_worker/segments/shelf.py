@@ -165,20 +165,26 @@ class SegmentShelf:
         usable = self.places()
         if len(usable) > 1:
             usable.sort(key=lambda place: score(page, place.home))
-        chosen: list[PageDirectory] = []
-
-        def found() -> bool:
-            chosen.extend(
-                place.home for place in usable if not chosen and self._fits(place, size, spare=spare)
-            )
-            return bool(chosen)
-
-        if not usable:
-            return None
-        if not found() and self._room.left >= size:
+        found = self._first_fit(usable, size, spare=spare)
+        if found is None and usable and self._room.left >= size:
             self._room.release(early=True)  # the disk is full, not the cache: readers elsewhere ask again
-        if found() or self._reclaim.make_room(size, found, admitted=admitted):
-            return chosen[0]
+            found = self._first_fit(usable, size, spare=spare)
+
+        def enough() -> bool:
+            nonlocal found
+            found = self._first_fit(usable, size, spare=spare)
+            return found is not None
+
+        if found is None and usable:
+            self._reclaim.make_room(size, enough, admitted=admitted)
+        return found
+
+    def _first_fit(
+        self, places: Iterable[SegmentDirectory], size: int, *, spare: bool
+    ) -> PageDirectory | None:
+        for place in places:
+            if self._fits(place, size, spare=spare):
+                return place.home
         return None
 
     def places(self) -> list[SegmentDirectory]:
