@@ -19,7 +19,7 @@ from kara_worker.fetch.local import LocalSource
 from kara_worker.fetch.messages import (
     Done,
     Failed,
-    decode_answer,
+    decode_answers,
     done_of,
     encode,
     failed_of,
@@ -158,7 +158,7 @@ def test_what_cannot_be_told_is_fetched_here(source: FetchProcess, tmp_path: Pat
 @given(st.lists(st.tuples(SUM, st.lists(SUM, min_size=1, max_size=5)), max_size=4))
 def test_sums_survive_the_way(pages: list[tuple[int, list[int]]]) -> None:
     sums = [PageSums(first, array("Q", rest)) for first, rest in pages]
-    answer = decode_answer(encode(done_of(3, 0.5, sums)))
+    (answer,) = decode_answers(encode([done_of(3, 0.5, sums)]))
     assert isinstance(answer, Done)
     assert fetched_of(answer) == Fetched(3, 0.5, sums)
 
@@ -176,7 +176,7 @@ def test_sums_survive_the_way(pages: list[tuple[int, list[int]]]) -> None:
     ],
 )
 def test_errors_survive_the_way(error: Exception, kind: type[Exception]) -> None:
-    answer = decode_answer(encode(failed_of(1, 0.0, error)))
+    (answer,) = decode_answers(encode([failed_of(1, 0.0, error)]))
     assert isinstance(answer, Failed)
     told = fetched_of(answer).error
     assert type(told) is kind

@@ -23,6 +23,9 @@ from kara_cache.ufs import open_store
 from kara_cache.ufs.base import UnderStore
 from kara_worker.fetch.messages import (
     MAX_PACKET_BYTES,
+    Answer,
+    Done,
+    Failed,
     Order,
     Valid,
     decode_order,
@@ -35,6 +38,9 @@ from kara_worker.fetch.source import Wanted, shorter, sums_of
 from kara_worker.turns import LONG_S, give_way, take_turns_of
 
 log = logging.getLogger(__name__)
+
+_TOGETHER_S = 0.01  # so long after the first of them: who waits for a page of a group waits twice that anyway
+_TOGETHER = 16  # answers in a packet: a failure takes 6 KB, a small file 0.6, and a large one is alone
 
 
 class OpenStores:
@@ -68,24 +74,52 @@ def serve_seat(sock: socket.socket, memory: int, stores: OpenStores, nice: int) 
                 nice = 0
 
 
+class Answers:
+    """Told at once, or a few together: each packet wakes a thread of the worker, and that takes the
+    interpreter from readers for as long as a small file."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._kept: list[Answer] = []
+        self._since = 0.0
+
+    def add(self, answer: Done | Failed) -> None:
+        now = time.perf_counter()
+        if not self._kept:
+            self._since = now
+        self._kept.append(answer)
+        if now - self._since > _TOGETHER_S or len(self._kept) == _TOGETHER:
+            self.flush()
+
+    def progress(self, index: int, valid: int) -> None:
+        self._kept.append(Valid(index, valid))
+        self.flush()
+
+    def flush(self) -> None:
+        if self._kept:
+            self._sock.send(encode(self._kept))
+            self._kept = []
+
+
 def do_order(sock: socket.socket, order: Order, memory: memoryview, stores: OpenStores) -> None:
-    begins = offsets([length for _, _, _, length in order.wanted])
+    begins, answers = offsets([length for _, _, _, length in order.wanted]), Answers(sock)
     for index, entry in enumerate(order.wanted):
         wanted = Wanted(*entry)
         view, began = memory[begins[index] : begins[index] + wanted.length], time.perf_counter()
         try:
-            fetch_one(sock, index, wanted, view, stores.get(order.url, order.options))
+            fetch_one(answers, index, wanted, view, stores.get(order.url, order.options))
             sums = sums_of(view, order.page_bytes)
         except Exception as exc:  # noqa: BLE001 - as for a task's top: the worker is told
-            sock.send(encode(failed_of(index, time.perf_counter() - began, exc)))
+            answers.add(failed_of(index, time.perf_counter() - began, exc))
         else:
-            sock.send(encode(done_of(index, time.perf_counter() - began, sums)))
+            answers.add(done_of(index, time.perf_counter() - began, sums))
+    answers.flush()
 
 
-def fetch_one(sock: socket.socket, index: int, wanted: Wanted, view: memoryview, store: UnderStore) -> None:
+def fetch_one(answers: Answers, index: int, wanted: Wanted, view: memoryview, store: UnderStore) -> None:
     def progress(valid: int) -> None:
         if valid < wanted.length:
-            sock.send(encode(Valid(index, valid)))
+            answers.progress(index, valid)
 
     count = store.read_into(
         wanted.relative, wanted.start, view, version=wanted.version or None, progress=progress

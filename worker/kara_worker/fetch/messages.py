@@ -1,4 +1,4 @@
-"""What a worker and its fetching process say to each other, one message a packet. Pure.
+"""What a worker and its fetching process say to each other: an order a packet, or a few answers. Pure.
 
 Both ends are of one version: the worker starts the process from its own files. Offsets in the shared
 memory are not said, both compute them: what is wanted lies one behind the other, each from a 4 KiB
@@ -48,10 +48,11 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 _orders = msgspec.msgpack.Decoder(Order)
-_answers: msgspec.msgpack.Decoder[Valid | Done | Failed] = msgspec.msgpack.Decoder(Valid | Done | Failed)
+Answer = Valid | Done | Failed
+_answers: msgspec.msgpack.Decoder[list[Answer]] = msgspec.msgpack.Decoder(list[Answer])
 encode = msgspec.msgpack.encode
 decode_order = _orders.decode
-decode_answer = _answers.decode
+decode_answers = _answers.decode
 
 _KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind

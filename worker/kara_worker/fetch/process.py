@@ -26,7 +26,7 @@ from kara_worker.fetch.local import LocalSource
 from kara_worker.fetch.messages import (
     MAX_PACKET_BYTES,
     Valid,
-    decode_answer,
+    decode_answers,
     encode,
     fetched_of,
     offsets,
@@ -202,14 +202,14 @@ class ProcessSeat:
         try:
             self._sock.send(packet)
             while done < len(wanted):
-                answer = decode_answer(self._receive())
-                if isinstance(answer, Valid):
-                    progress(answer.index, answer.count)
-                    continue
-                fetched = fetched_of(answer)
-                self._source.note(mount, fetched, wanted[fetched.index].length)
-                done += 1
-                yield fetched
+                for answer in decode_answers(self._receive()):
+                    if isinstance(answer, Valid):
+                        progress(answer.index, answer.count)
+                        continue
+                    fetched = fetched_of(answer)
+                    self._source.note(mount, fetched, wanted[fetched.index].length)
+                    done += 1
+                    yield fetched
             self.is_usable = True
         except OSError as exc:
             error = UnderStoreError(f"the process that fetched {mount.name} has ended: {exc}")
