@@ -35,6 +35,10 @@ class SteadyReader:
         if self._process.stdout.readline().strip() != "ready":
             raise RuntimeError(f"no reader of {path}")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def stop(self) -> list[float]:
         """Latencies in seconds."""
         out, _ = self._process.communicate("stop\n", timeout=60)
