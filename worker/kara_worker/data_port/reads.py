@@ -22,7 +22,6 @@ SIGN_OF_LIFE_S = 1.0  # the longest silence of a worker that waits for a store
 _RESERVE = 32  # bytes held back while a fill runs, to be sent one by one as signs of life
 _CHUNK = 256 << 10
 _TOGETHER_BYTES = 256 << 10  # an answer of this size waits for the end of its fills
-_SEND_STALL_S = 60.0
 
 
 class Reads:
@@ -87,7 +86,7 @@ class Reads:
         head = head[:-2] + f"{STAGES_HEADER}: {stages}\r\n\r\n".encode()
         request.started = True
         if cold and isinstance(output, SocketOutput):
-            await output.send_in_thread(_SEND_STALL_S, head, *items)
+            await output.send_from_disk(head, *items)
         else:
             await request.write(head, *items)
         return True

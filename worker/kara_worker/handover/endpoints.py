@@ -15,8 +15,6 @@ from kara_worker.http.request import Request
 from kara_worker.page_cache import PageCache
 from kara_worker.pages.page_store import StoredPage
 
-_SEND_STALL_S = 60.0
-
 Handler = Callable[[Request], Awaitable[None]]
 
 
@@ -54,7 +52,7 @@ class HandoverEndpoints:
         if in_memory(stored):
             await request.write(header.encode(), data)
         else:
-            await output.send_in_thread(_SEND_STALL_S, header.encode(), data)
+            await output.send_from_disk(header.encode(), data)
 
 
 def _all_of(stored: StoredPage) -> bytes:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import socket
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from kara_worker.pages.page_store import StoredPage
 
 _GATHER = 64  # buffers in one sendmsg; far below IOV_MAX
 _TLS_CHUNK = 256 << 10
+_PROBED_BYTES = 256 << 10  # the kernel reads in advance at least that much at a time
 
 
 class PageSlice:
@@ -114,8 +114,17 @@ class _Waiting:
                 self._queue[index] = bytes(item)
 
 
+def _bring(item: PageSlice) -> None:
+    """Returns when the page is in memory."""
+    fd, start, stop = item.page.fd, item.offset, item.offset + item.count
+    os.posix_fadvise(fd, start, item.count, os.POSIX_FADV_WILLNEED)
+    probe = bytearray(1)
+    for at in (*range(start, stop, _PROBED_BYTES), stop - 1):
+        os.preadv(fd, [probe], at)
+
+
 class SocketOutput(_Waiting):
-    """Plain TCP or unix socket. Owns it: a thread may still be sending when the connection has ended."""
+    """Plain TCP or unix socket. Owns it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: SocketTransport) -> None:
         super().__init__(loop)
@@ -124,7 +133,6 @@ class SocketOutput(_Waiting):
         self._send = self._socket.send
         self._fd = self._socket.fileno()
         self._watching = False
-        self._in_thread = False
 
     def send(self, *items: Item) -> bool:
         self._queue.extend(items)
@@ -137,7 +145,7 @@ class SocketOutput(_Waiting):
         self._queue.append(item)
 
     def flush(self) -> bool:
-        if self._watching or self._in_thread:
+        if self._watching:
             return False
         queue = self._queue
         if len(queue) == 1 and type(data := queue[0]) is bytes:
@@ -233,40 +241,28 @@ class SocketOutput(_Waiting):
             self._unwatch()
             self._wake()
 
-    async def send_in_thread(self, executor_limit_s: float, *items: Item) -> None:
-        """Sends everything from a worker thread: for pages that the disk still has to deliver.
+    async def send_from_disk(self, *items: Item) -> None:
+        """Sends everything; a thread waits for pages that the disk still has to deliver, the loop sends them.
 
-        sendfile of a page that is not in memory blocks its caller, and would stop every connection
-        of the loop (measured: 1.3 GB/s against 2.25 GB/s from threads).
+        sendfile of a page that is not in memory blocks its caller, and would stop every connection of the
+        loop. Threads that send as well take the interpreter at every piece that the peer takes: a reader
+        of what is in memory waited 6 ms beside 16 of them, and 0.1 ms beside threads that only wait.
         """
         await self.drain()
-        self._in_thread = True
-        self._queue.extend(items)
-        try:
-            await self._loop.run_in_executor(None, self._flush_blocking, executor_limit_s)
-        except OSError as exc:
-            self._fail()
-            raise ConnectionResetError(str(exc)) from exc
-        finally:
-            self._in_thread = False
+        for item in items:
+            if type(item) is PageSlice:
+                try:
+                    await self._loop.run_in_executor(None, _bring, item)
+                except OSError as exc:
+                    self._fail()
+                    raise ConnectionResetError(str(exc)) from exc
             if self._closed:
-                self._socket.close()
-        self._wake()
-
-    def _flush_blocking(self, limit_s: float) -> None:
-        poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
-        while self._queue and not self._closed:
-            try:
-                item = self._queue[0]
-                if type(item) is PageSlice:
-                    self._send_slice(item)
-                else:
-                    self._send_buffers()
-                self.last_progress = time.monotonic()
-            except BlockingIOError:  # noqa: PERF203 - the wait is the loop
-                if not poll.poll(limit_s * 1000):
-                    raise TimeoutError(f"the peer took nothing for {limit_s} s") from None
+                raise ConnectionResetError("the peer is gone")
+            self._queue.append(item)
+            if type(item) is PageSlice:
+                self.flush()
+        self.flush()
+        await self.drain()
 
     def _fail(self) -> None:
         self._queue.clear()
@@ -279,8 +275,7 @@ class SocketOutput(_Waiting):
         self._closed = True
         self._unwatch()
         self._queue.clear()
-        if not self._in_thread:
-            self._socket.close()
+        self._socket.close()
         self._wake()
 
 
