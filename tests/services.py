@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,13 @@ def require(program: str) -> str:
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_ALSO))
     found = shutil.which(program, path=path)
     return found if found is not None else missing(program)
+
+
+def require_strace() -> str:
+    """Its path. Skips, or fails in CI, where it is missing or may not trace."""
+    strace = require("strace")
+    probe = subprocess.run([strace, "-o", "/dev/null", "true"], capture_output=True, timeout=60, check=False)
+    return strace if not probe.returncode else missing("strace")
 
 
 def require_module(name: str) -> ModuleType:

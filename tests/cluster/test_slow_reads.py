@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import services
 from main_job import client_of, cluster_on, content, owner, read_all, store_of
+from traced import traced
 
 from kara_cache.cache_client import CacheClient
-from kara_worker.testing.cluster import LocalCluster, WorkerProcess
+from kara_worker.testing.cluster import LocalCluster
 from kara_worker.testing.rude_http_server import RudeHttpServer, Rudeness
 
 SIZE = 1500
@@ -109,7 +108,8 @@ def test_a_slow_disk(tmp_path: Path) -> None:
         worker.restart()  # so that the page has to be opened again
         with client_of(cluster) as client:
             info = client.info("/web/f0")
-            with traced(worker, "openat:delay_enter=300000"):
+            services.require_strace()
+            with traced(worker.pid, "openat:delay_enter=300000"):
                 assert client.read(info, 0, SIZE) == FILES["f0"]
             read = slowest(client, "/web/f0")
     assert read["cause"] == "slow disk"
@@ -143,18 +143,35 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@contextmanager
-def traced(worker: WorkerProcess, inject: str) -> Iterator[None]:
-    strace = shutil.which("strace") or services.missing("strace")
-    calls = inject.partition(":")[0]
-    command = [strace, "-f", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={inject}"]
-    tracer = subprocess.Popen([*command, "-p", str(worker.pid)], stderr=subprocess.PIPE)
-    assert tracer.stderr is not None
-    try:
-        ready, _, _ = select.select([tracer.stderr], [], [], 30)
-        assert ready, "strace says nothing"
-        assert b"attached" in tracer.stderr.readline()
-        yield
-    finally:
-        tracer.terminate()
-        tracer.communicate(timeout=30)
+def test_a_document_that_is_bad_in_part_changes_nothing(served: Served) -> None:
+    _, cluster = served
+    worker = cluster.workers[0]
+    good = {"counters": {"reads": {"worker": 7}, "fallbacks": {"busy": 3}}}
+    read = {
+        "at": 1.0,
+        "path": "/web/f0",
+        "start": 0,
+        "length": 1,
+        "worker": "w",
+        "total_s": 1.0,
+        "stages": {},
+    }
+
+    def told(document: object) -> int:
+        url = f"http://{worker.address}/kara/v1/client-metrics"
+        return requests.post(url, data=json.dumps(document), timeout=60).status_code
+
+    def counted() -> tuple[float, float, int]:
+        seen = worker.metrics()
+        reads = seen.get('kara_client_reads_total{kind="worker"}', 0.0)
+        with client_of(cluster) as client:
+            return reads, seen['kara_client_fallbacks_total{kind="busy"}'], len(client.slowest_reads(100))
+
+    bad = ("text", [read] * 65, [{**read, "path": "f0"}], [read, {**read, "stages": {"tea": 1.0}}])
+    for slow in bad:
+        assert told({**good, "slow_reads": slow}) == 400
+    assert told({"counters": {"reads": {"worker": -1}}, "slow_reads": [read]}) == 400
+    assert told([]) == 400
+    assert counted() == (0, 0, 0)
+    assert told({**good, "slow_reads": [read]}) == 200
+    assert counted() == (7, 3, 1)

@@ -15,12 +15,12 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from page_data import PAGE_BYTES, Page, make_page, read
+from traced import traced
 
 from kara_worker.eviction import LeastRecentlyUsed
 from kara_worker.pages.file_page_store import FilePageStore
@@ -106,26 +106,9 @@ class Child:
         self._alive = bool(line)
         return json.loads(line) if line else None
 
-    @contextmanager
-    def traced(self, inject: str) -> Iterator[None]:
+    def traced(self, inject: str) -> AbstractContextManager[None]:
         """With `strace -e inject=...` attached to all its threads, counting from now."""
-        calls = inject.partition(":")[0]
-        command = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={inject}"]
-        tracer = subprocess.Popen([*command, "-p", str(self._process.pid)], stderr=subprocess.PIPE)
-        assert tracer.stderr is not None
-        try:
-            ready, _, _ = select.select([tracer.stderr], [], [], TIMEOUT_S)
-            line = tracer.stderr.readline().decode() if ready else "nothing"
-            assert "attached" in line, line
-            yield
-        finally:
-            if self._alive:  # detaches; one whose tracee dies ends by itself, and only by itself
-                tracer.terminate()
-            try:
-                tracer.communicate(timeout=TIMEOUT_S)
-            except BaseException:
-                tracer.kill()
-                raise
+        return traced(self._process.pid, inject, alive=lambda: self._alive)
 
 
 def main() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import services
 from page_data import FOOTPRINT, read
 from page_store_child import Child, Store, open_store, page_number
 
@@ -24,12 +23,7 @@ KINDS = ("files", "segments")
 
 @pytest.fixture(scope="module", autouse=True)
 def strace() -> None:
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    if subprocess.run(
-        ["strace", "-o", "/dev/null", "true"], capture_output=True, timeout=60, check=False
-    ).returncode:
-        pytest.skip("strace may not trace here")
+    services.require_strace()
 
 
 def disk_bytes(root: Path) -> int:

@@ -29,7 +29,7 @@ from kara_worker.data_port.file_endpoints import FileEndpoints
 from kara_worker.data_port.hit_reads import HitReads
 from kara_worker.data_port.ranges import Ranges, refs
 from kara_worker.data_port.reads import Reads
-from kara_worker.data_port.slow_reads import SlowReads
+from kara_worker.data_port.slow_reads import SlowReads, slow_reads_of
 from kara_worker.data_port.upload import upload
 from kara_worker.file_facts import FileFacts
 from kara_worker.http.arguments import number as _number
@@ -266,9 +266,9 @@ class PageServer:
     async def _client_metrics(self, request: Request) -> None:
         self._access.identify(request)
         document = json.loads(await request.body_bytes(_JSON_LIMIT))
+        slow = slow_reads_of(document)  # first: a bad body changes nothing
         self._clients.add(document)
-        if slow := document.get("slow_reads"):
-            self._slow_reads.add(slow)
+        self._slow_reads.add(slow)
         await request.respond_json({})
 
     async def _told_slow_reads(self, request: Request) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kara_cache.errors import FormatError
@@ -11,6 +11,16 @@ from kara_cache.read_stages import SlowRead, cause_of, decode_slow_read
 
 _KEPT = 512
 _AT_ONCE = 64
+
+
+def slow_reads_of(document: Any) -> list[SlowRead]:
+    """Those in what one client told at once (POST /client-metrics); FormatError if they are bad."""
+    told = document.get("slow_reads") if isinstance(document, dict) else None
+    if told is None:
+        return []
+    if not isinstance(told, list) or len(told) > _AT_ONCE:
+        raise FormatError(f"slow reads: expected a list of at most {_AT_ONCE}")
+    return [decode_slow_read(one) for one in told]
 
 
 class SlowReads:
@@ -21,11 +31,8 @@ class SlowReads:
         self._usual_store_s = usual_store_s
         self._reads: deque[SlowRead] = deque(maxlen=_KEPT)
 
-    def add(self, documents: Any) -> None:
-        """What one client told at once; FormatError, and nothing added, if it is bad."""
-        if not isinstance(documents, list) or len(documents) > _AT_ONCE:
-            raise FormatError(f"slow reads: expected a list of at most {_AT_ONCE}")
-        self._reads.extend([decode_slow_read(document) for document in documents])
+    def add(self, reads: Iterable[SlowRead]) -> None:
+        self._reads.extend(reads)
 
     def told(self, allowed: Callable[[str], bool]) -> list[dict[str, Any]]:
         """Those whose path the caller may read, slowest first, each with its cause."""
