@@ -29,8 +29,12 @@ WHY: dict[str, str] = {
         "200 us."
     ),
     "batch_throughput": (
-        "the ratio counts single reads too, and what makes those faster lowers it; for a sample of 10 KiB "
-        "the kernel's way between the processes costs as much as finding, reading and verifying it."
+        "the ratio counts single reads too, and what makes those faster lowers it. What a sample of 10 KiB "
+        "costs the worker is the floor: pread of the three or four blocks around it 1.4 us, their sums 0.4, "
+        "one copy 0.4, the interpreter's 2.2 to find and place it, and 4 in the kernel to send it: bytes "
+        "that were verified are copied into the socket, where sendfile, which copies nothing, cannot "
+        "verify. The client's 2 in the kernel and 3.5 outside pass beside it on another core, but for what "
+        "comes before the first request."
     ),
     "fsspec_open": ("not one hot spot: fsspec's file object and its checks of the path, and ours behind it."),
     "host_repeat": (

@@ -1,7 +1,8 @@
-"""Many ranges at once: one request for each worker that owns some, all under way together."""
+"""Many ranges at once: a request or two for each worker that owns some, all under way together."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import compress
 from time import monotonic
@@ -19,8 +20,10 @@ from kara_cache.stripe import STRIPE_BYTES, stripes
 from kara_cache.transport.worker_client import RangesRequest, WorkerClient
 from kara_cache.wire import MAX_RANGES, MAX_RANGES_BODY_BYTES, FileRange, encode_ranges
 
-_ROUNDS = 2  # requests for all at once; what they leave open is read one by one, with every detour there is
-_IN_FLIGHT = 8  # requests sent before the first answer is read; more would only wait for connections
+_IN_FLIGHT = 16  # requests sent before the first answer is read; more would only wait for connections
+_HEAD_START = (
+    256  # ranges of a large batch that are asked for first: longer to read than the others to prepare
+)
 _RANGE_BYTES = 16  # of one range in a request, and of one file beside its path and version
 _FILE_BYTES = 12
 
@@ -47,35 +50,36 @@ class RangeReads:
     def read(self, ranges: Sequence[tuple[CachedFile, int, int]]) -> list[memoryview]:
         """The bytes of each (file, start, length), in this order; shorter where the file ends.
 
-        All views share one piece of memory.
+        All views share one piece of memory, in which they lie one behind the other.
         """
         began = monotonic()
         lengths = [
             length if 0 <= length <= file.size - start else max(0, min(length, file.size - start))
             for file, start, length in ranges
         ]
-        memory, at, made = fresh_memory(sum(lengths)), 0, tuple.__new__
-        views: list[memoryview] = []
-        pieces: list[Piece] = []
-        for (file, start, _), length in zip(ranges, lengths, strict=True):
-            view = memory[at : at + length]
-            at += length
-            views.append(view)
-            if 0 < length <= STRIPE_BYTES - start % STRIPE_BYTES:
-                pieces.append(made(Piece, (file, start, view)))  # in half the time that Piece() takes
-            elif length:
-                pieces += [
-                    Piece(file, stripe.start, view[stripe.start - start : stripe.stop - start])
-                    for stripe in stripes(start, start + length)
-                ]
-        deadline = self._failover.deadline()
-        if self._local.page_sizes or self._has_local_workers():
-            pieces = self._read_here(pieces, len(memory), deadline)
-        whole = memory if sum(len(piece[2]) for piece in pieces) == len(memory) else None
-        for _ in range(_ROUNDS):
-            if pieces:
-                pieces, whole = self._round(pieces, whole, deadline), None
-        for piece in pieces:
+        memory, deadline = fresh_memory(sum(lengths)), self._failover.deadline()
+        flight, views = _Flight(self._failover, self._metrics, deadline), list[memoryview]()
+        local = bool(self._local.page_sizes) or self._has_local_workers()
+        # a large batch is asked for in two parts: the workers read the first while the second is prepared
+        first = 0 if local or len(ranges) < 2 * _HEAD_START else _HEAD_START
+        try:
+            at = 0
+            for part in (slice(0, first), slice(first, None)):
+                pieces, stop = _cut(ranges[part], lengths[part], memory, at, views)
+                whole: memoryview | None = memory[at:stop]
+                at = stop
+                if local:
+                    before = len(pieces)
+                    pieces = self._read_here(pieces, len(memory), deadline)
+                    whole = whole if len(pieces) == before else None
+                flight.ask(pieces, whole)
+            left = flight.land()
+            if left:
+                flight.ask(left, None)
+                left = flight.land()
+        finally:
+            flight.abandon()
+        for piece in left:  # one by one, with every detour there is
             self._reads.read_into(piece.file, piece.start, piece.view)
         self._metrics.batch(monotonic() - began)
         return views
@@ -118,78 +122,77 @@ class RangeReads:
             self._metrics.fallback(exc.reason)
             return False
 
-    def _round(self, pieces: Sequence[Piece], whole: memoryview | None, deadline: float) -> list[Piece]:
-        """Asks each piece's first worker; returns the pieces that are still open after it.
+
+class _Flight:
+    """Requests that are under way. All are sent before the first answer is received, so that workers work at
+    the same time without a thread for each. For one thread."""
+
+    def __init__(self, failover: Failover, metrics: ClientMetrics, deadline: float) -> None:
+        self._failover = failover
+        self._metrics = metrics
+        self._deadline = deadline
+        self._under_way: deque[tuple[_Request, RangesRequest]] = deque()
+        self._left: list[Piece] = []
+
+    def ask(self, pieces: Sequence[Piece], whole: memoryview | None) -> None:
+        """Asks each piece's first worker.
 
         `whole` is the memory of all, where they lie in it one behind the other.
         """
-        groups: dict[str, list[Piece]] = {}
-        workers: dict[str, WorkerClient] = {}
-        left: list[Piece] = []
+        groups: dict[WorkerClient, list[Piece]] = {}
         cluster = self._failover.cluster
         table = cluster.table()
-        asked: dict[tuple[CachedFile, int], WorkerClient | None] = {}
+        asked: dict[tuple[CachedFile, int], list[Piece]] = {}
         for piece in pieces:
             place = piece[0], piece[1] // STRIPE_BYTES
-            if place not in asked:
-                owners = cluster.owners_of(table, *place)
-                asked[place], _ = next(cluster.candidates(table, owners), (None, False))
-            worker = asked[place]
-            if worker is None:
-                left.append(piece)
-            elif (group := groups.get(worker.id)) is not None:
-                group.append(piece)
-            else:
-                workers[worker.id] = worker
-                groups[worker.id] = [piece]
-        if left or len(groups) > 1:
+            group = asked.get(place)
+            if group is None:
+                worker, _ = next(cluster.candidates(table, cluster.owners_of(table, *place)), (None, False))
+                group = self._left if worker is None else groups.setdefault(worker, [])
+                asked[place] = group
+            group.append(piece)
+        if len(groups) != 1 or len(next(iter(groups.values()))) != len(pieces):
             whole = None
-        requests: list[_Request] = []
-        for worker_id, group in groups.items():
+        for worker, group in groups.items():
             for part in _requests(group):
-                if whole is None:
-                    requests.append(_Request(workers[worker_id], part, None))
-                else:
+                memory = None
+                if whole is not None:
                     size = sum(len(piece[2]) for piece in part)
-                    requests.append(_Request(workers[worker_id], part, whole[:size]))
-                    whole = whole[size:]
-        for first in range(0, len(requests), _IN_FLIGHT):
-            left += self._exchange(requests[first : first + _IN_FLIGHT], deadline)
+                    memory, whole = whole[:size], whole[size:]
+                self._start(_Request(worker, part, memory))
+
+    def land(self) -> list[Piece]:
+        """Receives every answer; the pieces that did not come."""
+        while self._under_way:
+            self._receive_oldest()
+        left, self._left = self._left, []
         return left
 
-    def _exchange(self, requests: Sequence[_Request], deadline: float) -> list[Piece]:
-        """Sends all, then receives all: the workers work at the same time, without a thread for each."""
-        left: list[Piece] = []
-        started: list[tuple[_Request, RangesRequest]] = []
-        try:
-            for request in requests:
-                exchange = self._start(request, deadline)
-                if exchange is None:
-                    left += request.pieces
-                else:
-                    started.append((request, exchange))
-            while started:
-                left += self._receive(*started.pop(0))  # from here on it ends by itself, whatever happens
-        finally:
-            for _, exchange in started:
-                exchange.abandon()
-        return left
+    def abandon(self) -> None:
+        """Whatever is still under way."""
+        while self._under_way:
+            self._under_way.popleft()[1].abandon()
 
-    def _start(self, request: _Request, deadline: float) -> RangesRequest | None:
+    def _start(self, request: _Request) -> None:
+        while len(self._under_way) >= _IN_FLIGHT:
+            self._receive_oldest()
         try:
-            return request.worker.start_ranges(_body(request.pieces), deadline)
+            exchange = request.worker.start_ranges(_body(request.pieces), self._deadline)
         except CacheError as exc:
             self._failover.failed(request.worker, exc)
-            return None
+            self._left += request.pieces
+        else:
+            self._under_way.append((request, exchange))
 
-    def _receive(self, request: _Request, exchange: RangesRequest) -> list[Piece]:
-        """The pieces that did not come. An answer such as FileNotFoundError is left to a read of its own."""
-        worker, pieces, whole = request
+    def _receive_oldest(self) -> None:
+        """An answer such as FileNotFoundError is left to a read of its own."""
+        (worker, pieces, whole), exchange = self._under_way.popleft()  # it ends by itself, whatever happens
         try:
             frames = exchange.finish([piece[2] for piece in pieces], whole)
         except (CacheError, UnderStoreError) as exc:
             self._failover.failed(worker, exc)
-            return pieces
+            self._left += pieces
+            return
         if frames.broken is not None:
             self._failover.failed(worker, frames.broken)
         failures = {
@@ -203,9 +206,35 @@ class RangeReads:
         self._metrics.ranges("worker", len(arrived), sum(len(piece[2]) for piece in arrived))
         if frames.broken is None and not frames.errors:
             self._failover.cluster.suspects.answered(worker.id)
-        if len(arrived) == len(pieces):
-            return []
-        return [piece for piece, done in zip(pieces, frames.done, strict=True) if not done]
+        if len(arrived) < len(pieces):
+            self._left += [piece for piece, done in zip(pieces, frames.done, strict=True) if not done]
+
+
+def _cut(
+    ranges: Sequence[tuple[CachedFile, int, int]],
+    lengths: Sequence[int],
+    memory: memoryview,
+    at: int,
+    views: list[memoryview],
+) -> tuple[list[Piece], int]:
+    """Pieces within stripes of ranges whose bytes lie in `memory` from `at` on, and where they end there.
+
+    Adds a view of each range to `views`.
+    """
+    made = tuple.__new__  # in half the time that Piece() takes
+    pieces: list[Piece] = []
+    for (file, start, _), length in zip(ranges, lengths, strict=True):
+        view = memory[at : at + length]
+        at += length
+        views.append(view)
+        if 0 < length <= STRIPE_BYTES - start % STRIPE_BYTES:
+            pieces.append(made(Piece, (file, start, view)))
+        elif length:
+            pieces += [
+                Piece(file, stripe.start, view[stripe.start - start : stripe.stop - start])
+                for stripe in stripes(start, start + length)
+            ]
+    return pieces, at
 
 
 def _requests(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:

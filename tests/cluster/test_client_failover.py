@@ -503,6 +503,19 @@ def test_a_batch_is_one_request_to_each_worker_in_the_callers_order(
     assert sum(client.metrics.batch_latency.counts) == 1
 
 
+def test_a_large_batch_is_asked_for_in_two_parts(
+    trio: Trio, connect: Connect, many: dict[str, bytes]
+) -> None:
+    client = connect()
+    asked = batch(client, many) * 10
+    assert len(asked) >= 512
+    assert client.read_ranges(asked) == right(many, asked)
+    assert {worker.count("POST", "/ranges") for worker in trio.workers.values()} == {2}
+    trio.workers["a"].always("POST", "/ranges", _half_of_the_frames)
+    assert client.read_ranges(asked) == right(many, asked)
+    assert client.metrics.reads["worker"] == 2 * len(asked)
+
+
 def _half_of_the_frames(answer: Answer) -> None:
     honest = Recorder(answer)
     answer.worker._ranges(honest)  # type: ignore[arg-type]
