@@ -1,7 +1,8 @@
-"""Rules of operators for what lies below a path: pages that stay, pages that go after a while. Pure."""
+"""Rules of operators for what lies below a path: pages that stay, that go after a while or first. Pure."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,14 @@ from kara_cache.errors import FormatError
 from kara_cache.mount import is_below, normalize_path
 
 
+class Priority(str, enum.Enum):
+    """Which pages leave first where there is no room; among equals it is as the eviction policy says."""
+
+    LOW = "low"  # before all others
+    MEDIUM = "medium"  # of which nobody said anything
+    HIGH = "high"  # after all others
+
+
 @dataclass(frozen=True, slots=True)
 class PathRule:
     """For a file, or all files below a directory, whether they exist already or not."""
@@ -19,6 +28,7 @@ class PathRule:
     path: str
     pinned: bool = False  # pages are never evicted for room, and always admitted
     ttl_s: float | None = None  # pages are dropped so long after they were fetched, pinned or not
+    priority: Priority | None = None  # None: that of what lies around it
 
     def __post_init__(self) -> None:
         if normalize_path(self.path) != self.path or self.path == "/":
@@ -28,7 +38,7 @@ class PathRule:
 
     @property
     def says_nothing(self) -> bool:
-        return not self.pinned and self.ttl_s is None
+        return not self.pinned and self.ttl_s is None and self.priority is None
 
 
 def is_pinned(rules: Iterable[PathRule], path: str) -> bool:
@@ -38,6 +48,13 @@ def is_pinned(rules: Iterable[PathRule], path: str) -> bool:
 def ttl_of(rules: Iterable[PathRule], path: str) -> float | None:
     """The shortest of those that cover the path: a rule below another one cannot lengthen its time."""
     return min((r.ttl_s for r in rules if r.ttl_s is not None and is_below(path, r.path)), default=None)
+
+
+def priority_of(rules: Iterable[PathRule], path: str) -> Priority:
+    """That of the nearest rule which says one."""
+    said = [rule for rule in rules if rule.priority is not None and is_below(path, rule.path)]
+    nearest = max(said, key=lambda rule: len(rule.path), default=None)
+    return (nearest and nearest.priority) or Priority.MEDIUM
 
 
 def encode_rule(rule: PathRule) -> bytes:

@@ -1,7 +1,8 @@
-"""Rules for paths from Python: what stays in the cache whatever comes, and what goes after a while.
+"""Rules for paths from Python: what stays in the cache whatever comes, what goes after a while or first.
 
     pin(client, "/data/models")              never evicted for room
     set_ttl(client, "/data/scratch", 86_400) dropped a day after it was fetched
+    set_priority(client, "/data/raw", "low") gives way to all others
 
 A rule is kept by the cluster and holds for what is below its path now and later. Errors are those of
 every call to the cache; changing a rule takes the right to administer the path.
@@ -14,7 +15,7 @@ from typing import Any
 
 from kara_cache.cache_client import CacheClient
 from kara_cache.errors import FormatError, WorkerUnavailable
-from kara_cache.path_rule import PathRule, decode_rule_document
+from kara_cache.path_rule import PathRule, Priority, decode_rule_document
 
 
 def pin(client: CacheClient, path: str) -> PathRule:
@@ -30,6 +31,12 @@ def unpin(client: CacheClient, path: str) -> PathRule:
 def set_ttl(client: CacheClient, path: str, ttl_s: float | None) -> PathRule:
     """Pages below the path are dropped `ttl_s` seconds after they were fetched; None: no longer."""
     return _change(client, path, ttl_s=ttl_s)
+
+
+def set_priority(client: CacheClient, path: str, priority: Priority | str | None) -> PathRule:
+    """Where there is no room pages of low priority leave before others, of high priority after them; a page
+    never takes the place of one of higher priority. None: as what lies around it. The nearest rule counts."""
+    return _change(client, path, priority=None if priority is None else Priority(priority).value)
 
 
 def list_rules(client: CacheClient) -> list[PathRule]:
@@ -51,4 +58,4 @@ def _rule(document: object) -> PathRule:
         raise WorkerUnavailable(str(exc), reason="protocol") from exc
 
 
-__all__ = ["PathRule", "list_rules", "pin", "set_ttl", "unpin"]
+__all__ = ["PathRule", "Priority", "list_rules", "pin", "set_priority", "set_ttl", "unpin"]

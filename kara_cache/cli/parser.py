@@ -127,7 +127,12 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("age", metavar="AGE", type=rule_commands.age, help="12h, 7d, or none")
     sub.add_argument("--json", action="store_true", help="for scripts")
 
-    sub = verb("pins", rule_commands.list_rules, "Rules for paths: what is pinned, what expires.")
+    sub = verb("priority", rule_commands.set_priority, "Which pages leave first where there is no room.")
+    sub.add_argument("path", metavar="PATH")
+    sub.add_argument("priority", choices=("low", "medium", "high", "none"))
+    sub.add_argument("--json", action="store_true", help="for scripts")
+
+    sub = verb("pins", rule_commands.list_rules, "Rules for paths: what is pinned, expires, leaves first.")
     sub.add_argument("--json", action="store_true", help="for scripts")
 
     sub = verb("workers", commands.workers, "Members, their state and what they hold.")

@@ -1,4 +1,4 @@
-"""`kara pin`, `unpin`, `ttl` and `pins`: rules for paths."""
+"""`kara pin`, `unpin`, `ttl`, `priority` and `pins`: rules for paths."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ EXAMPLES = {
     "ttl": """\
   kara ttl /data/scratch 1d
   kara ttl /data/scratch none""",
+    "priority": """\
+  kara priority /data/raw low
+  kara priority /data/raw none""",
     "pins": """\
   kara pins
   kara pins --json""",
@@ -38,12 +41,17 @@ def set_ttl(attachment: Attachment, arguments: argparse.Namespace) -> None:
     _show(rules.set_ttl(attachment.client, kara_path(attachment, arguments.path), arguments.age), arguments)
 
 
+def set_priority(attachment: Attachment, arguments: argparse.Namespace) -> None:
+    priority = None if arguments.priority == "none" else arguments.priority
+    _show(rules.set_priority(attachment.client, kara_path(attachment, arguments.path), priority), arguments)
+
+
 def list_rules(attachment: Attachment, arguments: argparse.Namespace) -> None:
     found = rules.list_rules(attachment.client)
     if arguments.json:
         screen.print_json([rule_document(rule) for rule in found])
         return
-    screen.print_table([_row(rule) for rule in found], ["PINNED", "TTL", "PATH"])
+    screen.print_table([_row(rule) for rule in found], ["PINNED", "TTL", "PRIORITY", "PATH"])
 
 
 def age(text: str) -> float | None:
@@ -60,9 +68,11 @@ def _show(rule: PathRule, arguments: argparse.Namespace) -> None:
     if arguments.json:
         screen.print_json(rule_document(rule))
     else:
-        pinned, ttl, path = _row(rule)
-        print(f"{path}: pinned {pinned}, ttl {ttl}")
+        pinned, ttl, priority, path = _row(rule)
+        print(f"{path}: pinned {pinned}, ttl {ttl}, priority {priority}")
 
 
 def _row(rule: PathRule) -> list[str]:
-    return ["yes" if rule.pinned else "no", f"{rule.ttl_s:g}s" if rule.ttl_s is not None else "-", rule.path]
+    ttl = f"{rule.ttl_s:g}s" if rule.ttl_s is not None else "-"
+    priority = rule.priority.value if rule.priority is not None else "-"
+    return ["yes" if rule.pinned else "no", ttl, priority, rule.path]

@@ -41,6 +41,7 @@ VERBS = (
     "unpin",
     "ttl",
     "pins",
+    "priority",
     "workers",
     "mounts",
     "explain",

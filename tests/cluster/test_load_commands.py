@@ -94,10 +94,14 @@ def test_what_fails_is_an_exit_code(place: Place, kara: Kara) -> None:
 
 
 def test_rules_from_the_terminal(place: Place, kara: Kara) -> None:
-    assert kara("pin", "/data/0") == (0, "/data/0: pinned yes, ttl -\n", "")
-    assert kara("ttl", "/data/0", "7d") == (0, "/data/0: pinned yes, ttl 604800s\n", "")
+    assert kara("pin", "/data/0") == (0, "/data/0: pinned yes, ttl -, priority -\n", "")
+    assert kara("ttl", "/data/0", "7d") == (0, "/data/0: pinned yes, ttl 604800s, priority -\n", "")
     _code, out, _ = kara("pins", "--json")
-    assert json.loads(out) == [{"path": "/data/0", "pinned": True, "ttl_s": 604800.0}]
+    assert json.loads(out) == [{"path": "/data/0", "pinned": True, "ttl_s": 604800.0, "priority": None}]
+    _code, out, _ = kara("priority", "/data/1", "low")
+    assert out == "/data/1: pinned no, ttl -, priority low\n"
+    assert kara("priority", "/data/1", "high", "--json")[0] == 0
+    assert kara("priority", "/data/1", "none")[1] == "/data/1: pinned no, ttl -, priority -\n"
     assert kara("unpin", "/data/0", "--json")[0] == 0
     assert kara("ttl", "/data/0", "none")[0] == 0
     assert kara("pins", "--json")[1] == "[]\n"

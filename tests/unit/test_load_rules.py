@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from kara_cache.errors import FormatError, MembershipError
 from kara_cache.mount import is_below
 from kara_cache.page import PageHeader, PageId, file_id
-from kara_cache.path_rule import PathRule, decode_rule, encode_rule, is_pinned, ttl_of
+from kara_cache.path_rule import (
+    PathRule,
+    Priority,
+    decode_rule,
+    encode_rule,
+    is_pinned,
+    priority_of,
+    ttl_of,
+)
 from kara_worker.eviction import make_policy
 from kara_worker.pages.file_page_store import FilePageStore
 from kara_worker.pages.page_file import group_token
@@ -26,9 +34,9 @@ ROOM = 8  # pages
 
 
 @contextmanager
-def store(directory: Path) -> Iterator[FilePageStore]:
+def store(directory: Path, **options: float) -> Iterator[FilePageStore]:
     capacity = ROOM * (PAGE + 4096)
-    made = FilePageStore([directory], capacity, PAGE, make_policy("lru", guard=False))
+    made = FilePageStore([directory], capacity, PAGE, make_policy("lru", guard=False), **options)
     try:
         yield made
     finally:
@@ -55,7 +63,8 @@ def rules_of(pages: FilePageStore, directory: Path) -> PathRules:
 
 
 def set_rule(rules: PathRules, path: str, *, pinned: bool | None = None, ttl_s: float | None = None) -> None:
-    rules.change(path, pinned=pinned, ttl_s=ttl_s, keep_ttl=ttl_s is None)
+    said = {"pinned": pinned, "ttl_s": ttl_s}
+    rules.change(path, **{key: value for key, value in said.items() if value is not None})
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -76,6 +85,71 @@ def test_a_pinned_path_survives_pressure(tmp_path: Path, when: str) -> None:
             assert put(pages, rules, f"/m/keeper/{number}")
         assert not any(here(pages, f"/m/keep/{number}") for number in range(3))
         rules.close()
+
+
+WHEN_FULL = {"high_watermark": 1.0, "low_watermark": 1.0}  # nothing is evicted ahead of need
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_low_priority_leaves_before_others_and_high_after_them(tmp_path: Path, when: str) -> None:
+    with store(tmp_path / "p", **WHEN_FULL) as pages:
+        rules = rules_of(pages, tmp_path)
+
+        def rank() -> None:
+            rules.change("/m/low", priority=Priority.LOW)
+            rules.change("/m/low/but", priority=Priority.HIGH)  # the nearest rule counts
+
+        if when == "before":
+            rank()
+        high, usual, low = (
+            [f"{where}/{number}" for number in range(2)] for where in ("/m/low/but", "/m", "/m/low")
+        )
+        assert all(put(pages, rules, path) for path in (*high, *usual, *low))  # low ones were used last
+        if when == "after":
+            rank()
+        assert all(put(pages, rules, f"/n/{number}") for number in range(4))  # two are for free room
+        assert [here(pages, path) for path in (*high, *usual, *low)] == 4 * [True] + 2 * [False]
+        assert all(put(pages, rules, f"/n/{number}") for number in range(4, 50))
+        assert [here(pages, path) for path in (*high, *usual)] == 2 * [True] + 2 * [False]
+        assert not put(pages, rules, "/m/low/late")  # it would cost one that is worth more
+        rules.change("/m/low/but", priority=None)
+        rules.change("/m/low", priority=None)
+        assert rules.read() == ()
+        assert put(pages, rules, "/m/low/late")
+        assert all(put(pages, rules, f"/n/{number}") for number in range(50, 100))
+        assert not any(here(pages, path) for path in high)
+        rules.close()
+
+
+def test_pages_that_a_load_has_brought_have_their_priority_when_it_is_over(tmp_path: Path) -> None:
+    with store(tmp_path / "p", **WHEN_FULL) as pages:
+        rules = rules_of(pages, tmp_path)
+        rules.change("/m/low", priority=Priority.LOW)
+        loaded = [f"/m/low/{number}" for number in range(ROOM)]
+        for path in loaded:
+            pages.shelter(file_id(path, "v", PAGE))
+            assert put(pages, rules, path)
+        for number in range(2000):  # more files than are remembered without a page
+            rules.note(file_id(f"/m/low/none/{number}", "v", PAGE), f"/m/low/none/{number}")
+        for path in loaded:
+            pages.expose(file_id(path, "v", PAGE))
+        usual = [f"/n/{number}" for number in range(ROOM)]
+        assert all(put(pages, rules, path) for path in usual)
+        assert not any(here(pages, path) for path in loaded)
+        assert not put(pages, rules, "/m/low/late")
+        assert all(here(pages, path) for path in usual)
+        rules.close()
+
+
+@given(st.dictionaries(st.sampled_from(["/m", "/m/a", "/m/a/b"]), st.sampled_from([None, *Priority])))
+def test_the_nearest_rule_says_the_priority(said: dict[str, Priority | None]) -> None:
+    rules = [PathRule(path, priority=priority) for path, priority in said.items()]
+    wanted = Priority.MEDIUM
+    for path in ("/m", "/m/a", "/m/a/b"):
+        wanted = said.get(path) or wanted
+    assert priority_of(rules, "/m/a/b/c") == wanted
+    assert priority_of(rules, "/ma/b") is Priority.MEDIUM
+    assert [decode_rule(encode_rule(rule)) for rule in rules] == rules
 
 
 def test_what_is_pinned_leaves_no_room_for_others(tmp_path: Path) -> None:

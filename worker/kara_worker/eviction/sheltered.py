@@ -53,6 +53,10 @@ class Sheltered:
             self._add(-1, -size, group)
             self._inner.track(page, size, group)
 
+    def keeps(self, file_id: bytes) -> bool:
+        """Whether the policy inside hears nothing of its pages."""
+        return file_id in self._holds
+
     def _add(self, count: int, size: int, group: str) -> None:
         self._count += count
         self.bytes += size

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic
 
 from kara_cache.page import PageHeader, PageId
+from kara_cache.path_rule import Priority
 from kara_worker.pages.page_directory import PageDirectory
 from kara_worker.pages.page_file import footprint, group_token
 from kara_worker.pages.page_index import E, FileRecord
@@ -148,6 +149,9 @@ class DiskPageStore(Generic[E]):
 
     def expose(self, file_id: bytes) -> None:
         self._space.expose(file_id)
+
+    def prefer(self, file_id: bytes, priority: Priority) -> None:
+        self._space.prefer(file_id, priority)
 
     def has_room(self, size: int, *, group: str = "") -> bool:
         return self._space.has_room(footprint(size), group_token(group.strip("/")))

@@ -11,8 +11,9 @@ from types import MappingProxyType
 from typing import Generic
 
 from kara_cache.page import PageId
+from kara_cache.path_rule import Priority
 from kara_worker.eviction.base import EvictionPolicy
-from kara_worker.eviction.quotas import Quotas
+from kara_worker.eviction.priorities import Priorities
 from kara_worker.eviction.sheltered import Sheltered
 from kara_worker.pages.open_pages import OpenPages
 from kara_worker.pages.page_index import E, PageIndex
@@ -61,9 +62,10 @@ class PageSpace(Generic[E]):
         self._low_bytes = int(capacity_bytes * low)
         self._lock = threading.Lock()  # guards everything here; nothing is read or written under it
         self._index = index
-        self._policy = Sheltered(policy)
+        self._ranked = policy if isinstance(policy, Priorities) else Priorities(policy)
+        self._policy = Sheltered(self._ranked)
+        self._told: dict[bytes, Priority] = {}  # of sheltered files, for when they are so no longer
         self._quotas = dict(quotas)
-        self._by_group = policy if isinstance(policy, Quotas) else None
         self._group_bytes: Counter[str] = Counter()  # of groups with a quota
         self._open = open_pages
         self._evictions: Counter[str] = Counter()
@@ -226,9 +228,7 @@ class PageSpace(Generic[E]):
             self._group_bytes[group] += size
 
     def _next_victim(self, group: str | None) -> PageId | None:
-        if group is None or self._by_group is None:
-            return self._policy.evict()
-        return self._by_group.evict_from(group)
+        return self._policy.evict() if group is None else self._ranked.evict_from(group)
 
     def _choose_victims(
         self, need: int, limit: int = 1 << 30, *, group: str | None = None
@@ -252,16 +252,32 @@ class PageSpace(Generic[E]):
     def shelter(self, file_id: bytes) -> None:
         """One more reason to keep the pages of a file, those that are here and those to come."""
         with self._lock:
-            record = self._index.file(file_id)
-            pages = self._index.pages_of([record]) if record is not None else ()
-            index = self._index
-            known = [(page, entry) for page in pages if (entry := index.get(page)) is not None]
-            self._policy.shelter(file_id, [(p, index.size(e), index.group(p, e)) for p, e in known])
+            if not self._policy.keeps(file_id):
+                self._told[file_id] = self._ranked.priority_of(file_id)
+            self._policy.shelter(file_id, self._tracked(file_id))
+
+    def prefer(self, file_id: bytes, priority: Priority) -> None:
+        """The pages of a file, those that are here and those to come, leave before others or after them."""
+        with self._lock:
+            if self._policy.keeps(file_id):
+                self._told[file_id] = priority
+            elif self._ranked.priority_of(file_id) is not priority:
+                self._ranked.prefer(file_id, priority, self._tracked(file_id))
+
+    def _tracked(self, file_id: bytes) -> list[tuple[PageId, int, str]]:
+        index, record = self._index, self._index.file(file_id)
+        pages = index.pages_of([record]) if record is not None else ()
+        known = [(page, entry) for page in pages if (entry := index.get(page)) is not None]
+        return [(page, index.size(entry), index.group(page, entry)) for page, entry in known]
 
     def expose(self, file_id: bytes) -> None:
         """One reason less."""
         with self._lock:
+            if (priority := self._told.get(file_id)) is not None:
+                self._ranked.prefer(file_id, priority, ())
             self._policy.expose(file_id)
+            if not self._policy.keeps(file_id):
+                self._told.pop(file_id, None)
 
     def has_room(self, size: int, group: str) -> bool:
         """Whether so many bytes could come in, if need be in place of pages that nobody shelters."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kara_cache.page import PageHeader, PageId
+from kara_cache.path_rule import Priority
 
 
 class StoredPage:
@@ -94,6 +95,11 @@ class PageStore(Protocol):
 
     def expose(self, file_id: bytes) -> None:
         """One reason less; after the last, its pages are like any others."""
+        ...
+
+    def prefer(self, file_id: bytes, priority: Priority) -> None:
+        """Pages of this file version leave before others or after them. Forgotten at a restart, and a while
+        after the last page of the file has left; so it is to be said before pages are put."""
         ...
 
     def has_room(self, size: int, *, group: str = "") -> bool:

@@ -11,14 +11,14 @@ from typing import Any
 
 from kara_cache.cluster import Cluster
 from kara_cache.mount import normalize_path
-from kara_cache.path_rule import rule_document
+from kara_cache.path_rule import Priority, rule_document
 from kara_worker.access import AccessControl
 from kara_worker.http.request import Request
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.rules.path_rules import PathRules
 
 _BODY_BYTES = 16 << 10
-_KEYS = {"path", "pinned", "ttl_s"}
+_KEYS = {"path", "pinned", "ttl_s", "priority"}
 _PEER_TIMEOUT_S = 5.0
 
 Handler = Callable[[Request], Awaitable[None]]
@@ -57,12 +57,10 @@ class RuleEndpoints:
     async def _set(self, request: Request) -> None:
         body = await request.body_bytes(_BODY_BYTES)
         document = json.loads(body)
-        path, pinned, ttl_s = _checked(document)
+        path, said = _checked(document)
         self._access.check(request, "admin", path)
         self._stores.locate(path)
-        rule = await self._in_thread(
-            lambda: self._rules.change(path, pinned=pinned, ttl_s=ttl_s, keep_ttl="ttl_s" not in document)
-        )
+        rule = await self._in_thread(lambda: self._rules.change(path, **said))
         if not self._rules.shared and request.query.get("here") != "1":
             await self._tell_others(body)
         await request.respond_json(rule_document(rule))
@@ -82,10 +80,11 @@ class RuleEndpoints:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
 
 
-def _checked(document: Any) -> tuple[str, bool | None, float | None]:
-    """Path, pinned and ttl_s of a request. Raises ValueError."""
+def _checked(document: Any) -> tuple[str, dict[str, Any]]:
+    """Path, and what is said of it: fields of a `PathRule`. Raises ValueError."""
     if not isinstance(document, dict) or not isinstance(document.get("path"), str):
-        raise ValueError('expected {"path": text, "pinned": true or false, "ttl_s": seconds or null}')
+        known = '"pinned": true or false, "ttl_s": seconds or null, "priority": text or null'
+        raise ValueError(f'expected {{"path": text, {known}}}')
     if unknown := sorted(set(document) - _KEYS):
         raise ValueError(f"rule: unknown {', '.join(unknown)}; known: {', '.join(sorted(_KEYS))}")
     pinned, ttl_s = document.get("pinned"), document.get("ttl_s")
@@ -93,4 +92,17 @@ def _checked(document: Any) -> tuple[str, bool | None, float | None]:
         raise ValueError(f"rule: pinned: want true or false, got {pinned!r:.40}")
     if ttl_s is not None and (isinstance(ttl_s, bool) or not isinstance(ttl_s, (int, float))):
         raise ValueError(f"rule: ttl_s: want seconds or null, got {ttl_s!r:.40}")
-    return normalize_path(document["path"]), pinned, ttl_s
+    said = {key: document[key] for key in ("pinned", "ttl_s", "priority") if key in document}
+    if pinned is None:
+        said.pop("pinned", None)
+    if said.get("priority") is not None:
+        said["priority"] = _priority(said["priority"])
+    return normalize_path(document["path"]), said
+
+
+def _priority(text: object) -> Priority:
+    try:
+        return Priority(text)
+    except ValueError:
+        known = ", ".join(priority.value for priority in Priority)
+        raise ValueError(f"rule: priority: want {known} or null, got {text!r:.40}") from None

@@ -1,14 +1,16 @@
-"""Keeps the rules for paths: pages below pinned paths stay, others go when their time is over."""
+"""Keeps the rules for paths: pages below pinned paths stay, others go when their time is over, or first."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
+from typing import Any
 
 from kara_cache.errors import MembershipError
 from kara_cache.jitter import jitter
 from kara_cache.mount import is_below
-from kara_cache.path_rule import PathRule, is_pinned, ttl_of
+from kara_cache.path_rule import PathRule, is_pinned, priority_of, ttl_of
 from kara_worker.pages.page_store import PageStore
 from kara_worker.rules.shelf import RuleShelf
 
@@ -27,6 +29,7 @@ class PathRules:
         self._lock = threading.Lock()  # guards all below
         self._rules: tuple[PathRule, ...] = ()
         self._pinned: set[bytes] = set()  # files that are sheltered for a rule
+        self._ranks = False  # whether any rule has said a priority since the start
         self._wake = threading.Event()
         self._closing = False
         self._failing = False
@@ -52,22 +55,21 @@ class PathRules:
         """Blocking: as they are written down now."""
         return self._shelf.read()
 
-    def change(self, path: str, *, pinned: bool | None, ttl_s: float | None, keep_ttl: bool) -> PathRule:
-        """Blocking: what is None (`keep_ttl`) stays as it was. Returns the rule, which may say nothing."""
+    def change(self, path: str, **said: Any) -> PathRule:  # Any: fields of `PathRule`
+        """Blocking: what is not said stays as it was. Returns the rule, which may say nothing."""
         known = next((rule for rule in self._shelf.read() if rule.path == path), PathRule(path))
-        rule = PathRule(
-            path,
-            known.pinned if pinned is None else pinned,
-            known.ttl_s if keep_ttl else ttl_s,
-        )
+        rule = replace(known, **said)
         self._shelf.write(rule)
         self._apply(self._shelf.read())
         return rule
 
     def note(self, file_id: bytes, path: str) -> None:
-        """Before pages of a file are put: they stay if a rule says so."""
-        if not self._rules:
+        """Before pages of a file are put: rules say whether they stay, and which leave before others."""
+        rules = self._rules
+        if not rules and not self._ranks:
             return
+        if self._ranks:
+            self._pages.prefer(file_id, priority_of(rules, path))
         with self._lock:
             if file_id not in self._pinned and is_pinned(self._rules, path):
                 self._pinned.add(file_id)
@@ -97,6 +99,7 @@ class PathRules:
         if rules == self._rules:
             return
         pins = [rule.path for rule in rules if rule.pinned]
+        ranks = self._ranks = self._ranks or any(rule.priority is not None for rule in rules)
         # the new rules count for what is put from now on; then what is here is looked through
         with self._lock:
             self._rules = rules
@@ -104,8 +107,11 @@ class PathRules:
                 released, self._pinned = self._pinned, set()
                 for file_id in released:
                     self._pages.expose(file_id)
-                return
+                if not ranks:
+                    return
         here = {stored.file_id: stored.path for stored in self._pages.files()}
+        for file_id, path in here.items() if ranks else ():
+            self._pages.prefer(file_id, priority_of(rules, path))
         with self._lock:
             for file_id, path in here.items():
                 wanted = any(is_below(path, pin) for pin in pins)
