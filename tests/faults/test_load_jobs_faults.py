@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import etcd_servers
@@ -51,7 +51,7 @@ def coordinator(place: Place, job: LoadJob) -> WorkerProcess:
 
 def stored_bytes(worker: WorkerProcess) -> int:
     """On its disk, at least."""
-    return sum(path.stat().st_size for path in page_files(worker))
+    return sum(page.header.length for page in pages_on_disk(worker.page_dir))
 
 
 def ended(place: Place, job: LoadJob) -> LoadJob:
