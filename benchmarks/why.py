@@ -8,16 +8,17 @@ _SMALL_HITS = (
     "together, and so with how fast the loader is on this machine."
 )
 _NEAR = (
-    "reading direct moves each byte once, from the kernel's memory: 0.3 ms of processor time for a MiB in the "
-    "client. Through the cache a MiB takes the worker 1.9 ms on the same two cores: 0.7 to write its page to a "
-    "file, 0.5 to receive and sum it, 0.35 in the kernel to send it, and the rest is the interpreter's and "
-    "changes between threads. It says what a fill costs, not what a store at the other end of a network would "
-    "see: those are the rows of the distant store."
+    "reading direct moves each byte once, from the kernel's memory: 0.3 ms of processor time for a MiB in "
+    "the client. Through the cache a MiB takes the worker 1.9 ms on the same two cores: 0.7 to write its "
+    "page to a file, 0.5 to receive and sum it, 0.35 in the kernel to send it, and the rest is the "
+    "interpreter's and changes between threads. It says what a fill costs, not what a store at the other "
+    "end of a network would see: those are the rows of the distant store."
 )
 _NEAR_SMALL = (
-    "an object of 64 KiB takes the worker 1.5 ms of processor time where reading direct takes the client 0.13: "
-    "0.96 to make its page's file, since ext4 passes over inodes that were freed lately, and each round frees "
-    "all of them (0.2 in segments); 0.34 in the event loop and 0.24 in the thread that asks the store."
+    "an object of 64 KiB takes the worker 1.5 ms of processor time where reading direct takes the client "
+    "0.13: 0.96 to make its page's file, since ext4 passes over inodes that were freed lately, and each "
+    "round frees all of them (0.2 in segments); 0.34 in the event loop and 0.24 in the thread that asks the"
+    " store."
 )
 
 WHY: dict[str, str] = {
@@ -57,13 +58,14 @@ WHY: dict[str, str] = {
     "cold_near_pieces": _NEAR,
     "cold_near_small": _NEAR_SMALL,
     "cold_far_small": (
-        "one after another, each object pays the added time to the first byte (row below) on top of 21 to 22 ms."
+        "one after another, each object pays the added time to the first byte (row below) on top of 21 to "
+        "22 ms."
     ),
     "cold_far_first": (
-        "0.5 ms pass in four hand-overs that a direct read has not, each to a thread that sleeps: client to "
-        "event loop 0.15 ms, to the store's thread 0.11, back 0.11, to the client 0.16, where nobody else uses "
-        "the processors; 0.4 is what the interpreter does between them, after 20 ms in which the processor's "
-        "caches were given to others. The busier the machine, the longer each of them takes."
+        "0.5 ms pass in four hand-overs that a direct read has not, each to a thread that sleeps: client to"
+        " event loop 0.15 ms, to the store's thread 0.11, back 0.11, to the client 0.16, where nobody else "
+        "uses the processors; 0.4 is what the interpreter does between them, after 20 ms in which the "
+        "processor's caches were given to others. The busier the machine, the longer each of them takes."
     ),
 }
 
