@@ -13,10 +13,12 @@ from kara_cache.config import ClientConfig
 from kara_cache.errors import ConfigError
 from kara_cache.layered import keys, layered
 from kara_cache.mount import Freshness, Mount
+from kara_worker.cli import _parser
 from kara_worker.config import ServerTls, WorkerConfig
 from kara_worker.mount_settings import mounts_from_flags
 
 GIB = 1 << 30
+CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 class Disk(NamedTuple):
@@ -261,3 +263,13 @@ def test_client_and_worker_can_share_an_environment(pages: str) -> None:
 def test_groups_stay_small() -> None:
     assert len(WorkerConfig.__dataclass_fields__) <= 20
     assert len(keys(WorkerConfig)) == len(set(keys(WorkerConfig)))
+
+
+def test_what_is_yes_or_no_is_a_switch() -> None:
+    """`--trace` and `--no-trace`, not `--trace true`: for every such key of the documentation."""
+    worker = CONFIGURATION.read_text().split("\n## Worker", 1)[1]
+    keys_of = re.findall(r"^\| `(\w+)` \| yes or no \|.*?`(--[a-z-]+)`", worker, flags=re.M)
+    assert {"guard", "trace", "private"} <= {key for key, _ in keys_of}
+    for key, flag in keys_of:
+        assert getattr(_parser().parse_args([flag]), key) is True
+        assert getattr(_parser().parse_args([flag.replace("--", "--no-", 1)]), key) is False

@@ -28,6 +28,7 @@ EXIT_CONFIG = 6  # as `kara`: fix the configuration and start again; restarting 
 _SHORT = {"page_dirs": "--page-dir", "capacity_bytes": "--capacity", "idle_exit_s": "--idle-exit"}
 _SWITCHES = (
     "private",
+    "trace",
     "guard",
     "admin_anonymous",
     "admin_paths",
