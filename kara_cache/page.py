@@ -26,7 +26,6 @@ cache), and the sums of a 1 MiB page cost 60 us once, when it is filled. Readers
 
 from __future__ import annotations
 
-import functools
 import struct
 import sys
 from array import array
@@ -113,7 +112,7 @@ class PageHeader:
             page_bytes=page_bytes,
             block_bytes=step,
             page_sum=checksum(view),
-            block_sums=array("Q", map(checksum, map(view.__getitem__, _blocks(len(view), step)))),
+            block_sums=array("Q", [checksum(view[at : at + step]) for at in range(0, len(view), step)]),
             created_ns=created_ns,
             path=path,
         )
@@ -214,11 +213,6 @@ def _write_sums(sums: array[int]) -> bytes:
         sums = array("Q", sums)
         sums.byteswap()
     return sums.tobytes()
-
-
-@functools.lru_cache(maxsize=64)
-def _blocks(length: int, step: int) -> tuple[slice, ...]:
-    return tuple(slice(at, at + step) for at in range(0, length, step))
 
 
 def _read_sums(raw: memoryview) -> array[int]:
