@@ -68,7 +68,3 @@ def read_all(client: CacheClient, path: str, piece: int = PAGE) -> bytes:
 def owner(cluster: LocalCluster, client: CacheClient, path: str) -> WorkerProcess:
     """The worker that the client asks first for the beginning of the file."""
     return cluster.worker(client.explain(path)["owners"][0]["workers"][0])
-
-
-def page_files(worker: WorkerProcess) -> list[Path]:
-    return sorted(path for path in (worker.page_dir / "pages").rglob("*") if path.is_file())

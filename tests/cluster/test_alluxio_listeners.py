@@ -16,6 +16,7 @@ from urllib.parse import quote
 import pytest
 import services
 import trustme
+from pages_on_disk import pages_on_disk
 
 from kara_cache.token import Claims, mint
 from kara_worker.testing.cluster import LocalCluster, WorkerProcess
@@ -233,10 +234,10 @@ def test_a_page_that_is_wrong_on_disk_is_fetched_again(tmp_path: Path) -> None:
         ):
             worker.stop()  # drains, so all pages are written
             damaged = 0
-            for page in worker.page_dir.glob("pages/*/*"):
-                raw = page.read_bytes()
-                damaged += data[MIB + 500_000 : MIB + 500_032] in raw
-                page.write_bytes(raw.replace(data[MIB + 500_000 : MIB + 500_032], bytes(32)))
+            for page in pages_on_disk(worker.page_dir):
+                if page.read() == data[MIB:]:
+                    page.flip_data(500_015)
+                    damaged += 1
             worker.start()
             assert damaged == 1
             assert ask(worker, listener, path) == (200, expected)

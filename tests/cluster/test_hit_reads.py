@@ -14,6 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 from main_job import client_of
+from pages_on_disk import pages_on_disk
 from scripted_worker import FixedMembership
 
 from kara_cache.cache_client import CacheClient
@@ -191,12 +192,9 @@ def test_an_answer_from_memory_is_right_when_the_disk_is_not(cluster: LocalClust
     made = target(cluster, "small", 0, 5000)
     for _ in range(AGAIN):
         talk.ask(made)
-    for page in (path for path in Path(cluster.workers[0].page_dir).rglob("*") if path.is_file()):
-        data = page.read_bytes()
-        if (at := data.find(SMALL[:64])) >= 0:
-            with page.open("r+b") as file:
-                file.seek(at + 100)
-                file.write(bytes([SMALL[100] ^ 1]))
+    for page in pages_on_disk(cluster.workers[0].page_dir):
+        if page.read() == SMALL:
+            page.flip_data(100)
     for _ in range(AGAIN):
         assert talk.ask(made)[0][1] == SMALL
     query = made.partition("?")[2]
@@ -244,11 +242,9 @@ def test_a_page_that_is_damaged_after_it_came_along_is_noticed(cluster: LocalClu
     with CacheClient(ClientConfig(), membership=FixedMembership(member(cluster))) as client:
         info = client.info("/m/small")
         assert client.read(info, 4500, 50) == SMALL[4500:4550]
-        for page in (path for path in Path(cluster.workers[0].page_dir).rglob("*") if path.is_file()):
-            if (at := page.read_bytes().find(SMALL[:64])) >= 0:
-                with page.open("r+b") as file:
-                    file.seek(at + 100)
-                    file.write(bytes([SMALL[100] ^ 1]))
+        for page in pages_on_disk(cluster.workers[0].page_dir):
+            if page.read() == SMALL:
+                page.flip_data(100)
         assert client.read(info, 90, 20) == SMALL[90:110]
         assert client.metrics.fallbacks == {"corrupt": 1}
 

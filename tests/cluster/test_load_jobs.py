@@ -11,7 +11,7 @@ from typing import Any
 import etcd_servers
 import pytest
 from loading import PAGE, WAIT_S, Place, a_data_set, client_of, load_place, pages_of, wait_for
-from main_job import page_files
+from pages_on_disk import pages_on_disk
 
 from kara_cache.errors import AccessDenied
 from kara_cache.jobs import (
@@ -149,30 +149,19 @@ def test_a_copy_that_cannot_be_had_from_the_first_owner_is_fetched(place: Place)
     place.wait(submit_load(place.client, path))
     (stripe,) = place.client.explain(path)["owners"]
     first, second = (place.cluster.worker(worker) for worker in stripe["workers"][:2])
-    for page in page_files(first):
-        content = bytearray(page.read_bytes())
-        content[-1] ^= 1
-        page.write_bytes(content)
+    for page in pages_on_disk(first.page_dir):
+        page.flip_data(-1)
     place.oss.requests.clear()
     job = place.wait(submit_load(place.client, path, LoadOptions(replicas=2)))
     assert job.receipt is not None
     assert (job.receipt.pages_present, place.data_bytes()) == (2 * pages_of(size), size)
-    assert len(page_files(second)) == pages_of(size)
+    assert len(pages_on_disk(second.page_dir)) == pages_of(size)
 
 
 def test_content_is_read_back_and_a_wrong_page_is_replaced(place: Place) -> None:
     place.check_exact(place.wait(submit_load(place.client, "/data")))
-    page = next(
-        path
-        for worker in place.cluster.workers
-        for path in (worker.page_dir / "pages").rglob("*")
-        if path.is_file() and path.stat().st_size > 5000
-    )
-    with page.open("r+b") as file:
-        file.seek(4096 + 10)
-        byte = file.read(1)
-        file.seek(4096 + 10)
-        file.write(bytes([byte[0] ^ 1]))
+    pages = [page for worker in place.cluster.workers for page in pages_on_disk(worker.page_dir)]
+    next(page for page in pages if page.header.length > 1000).flip_data(10)
     unread = place.wait(submit_load(place.client, "/data"))
     assert unread.progress.pages_fetched == 0  # found by its name, which is what was asked for
     job = place.wait(submit_load(place.client, "/data", LoadOptions(verify=True)))
@@ -277,7 +266,7 @@ def test_a_static_list_of_workers_that_know_each_other(tmp_path: Path) -> None:
                 assert wait_load(client, "/data", timeout_s=WAIT_S).id == job.id
                 assert [found.id for found in list_loads(client)] == [job.id]
         place.check_exact(load_progress(place.client, job.id))
-        assert all(list((worker.page_dir / "pages").rglob("*.*")) for worker in place.cluster.workers)
+        assert all(pages_on_disk(worker.page_dir) for worker in place.cluster.workers)
 
 
 def test_jobs_without_etcd_outlive_their_worker(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import etcd_servers
 import pytest
 import services
+from pages_on_disk import pages_on_disk
 
 from kara_cache.cache_client import CacheClient
 from kara_cache.config import ClientConfig
@@ -200,9 +201,9 @@ def test_every_panel_has_data_and_alerts_name_their_cause(tmp_path: Path) -> Non
             prometheus.wait("no alert", lambda: prometheus.alerts() == set())
             assert exported(cluster) - documented() == set()
 
-            pages = [path for worker in cluster.workers for path in worker.page_dir.rglob("*")]
-            page = next(path for path in pages if path.stat().st_size > 1 << 20)
-            flip(page)
+            pages = [page for worker in cluster.workers for page in pages_on_disk(worker.page_dir)]
+            page = next(page for page in pages if page.header.length == 1 << 20)
+            page.flip_data(-1000)
 
             def corrupt_is_known() -> bool:
                 read_everything(client)
@@ -210,7 +211,7 @@ def test_every_panel_has_data_and_alerts_name_their_cause(tmp_path: Path) -> Non
 
             prometheus.wait("an alert for the flipped bit, and for nothing else", corrupt_is_known)
 
-            next(worker for worker in cluster.workers if worker.page_dir not in page.parents).kill()
+            next(worker for worker in cluster.workers if worker.page_dir not in page.path.parents).kill()
 
             def lost_is_known() -> bool:
                 read_everything(client)
@@ -257,11 +258,3 @@ def test_documented_metrics_are_those_of_rules_and_dashboards() -> None:
     text = " ".join(expression for _, expression in queries()) + RULES.read_text()
     named = re.findall(r"\b(?:kara|alluxio)_(?:worker|client|load|http)_\w+", text)
     assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in named} <= documented()
-
-
-def flip(path: Path) -> None:
-    with open(path, "r+b") as file:
-        file.seek(-1000, os.SEEK_END)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 1]))

@@ -6,13 +6,13 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import etcd_servers
 import pytest
 from loading import PAGE, WAIT_S, Place, a_data_set, client_of, load_place, wait_for
-from main_job import page_files
+from pages_on_disk import pages_on_disk
 
 from kara_cache.jobs import load_progress, submit_load
 from kara_cache.load_job import LoadJob, LoadOptions, LoadState

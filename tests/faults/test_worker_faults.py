@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from main_job import PAGE, client_of, cluster_on, content, data_gets, owner, page_files, read_all, store_of
+from main_job import PAGE, client_of, cluster_on, content, data_gets, owner, read_all, store_of
+from pages_on_disk import PageOnDisk, pages_on_disk
 from services import require_root
 
 from kara_cache.cache_client import CacheClient
@@ -96,42 +96,29 @@ def test_drained_worker_answers_or_sends_elsewhere(running: Cluster) -> None:
     assert set(fallbacks(client)) <= {"refused", "reset", "busy"}
 
 
-def flip(path: Path, at: int) -> None:
-    at = min(at, path.stat().st_size - 1)  # the last page of the file is a short one
-    with path.open("r+b") as file:
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ 0x10]))
-
-
-def cut(path: Path, size: int) -> None:
-    os.truncate(path, size)
-
-
-REGIONS: dict[str, Callable[[Path], None]] = {
-    "header magic": lambda path: flip(path, 0),
-    "header file id": lambda path: flip(path, 20),
-    "header index": lambda path: flip(path, 33),
-    "header page sum": lambda path: flip(path, 49),
-    "header length": lambda path: flip(path, 57),
-    "header block sums": lambda path: flip(path, 80),
-    "header checksum": lambda path: flip(path, HEADER_BYTES - 1),
-    "data first byte": lambda path: flip(path, HEADER_BYTES),
-    "data middle": lambda path: flip(path, HEADER_BYTES + 500_000),
-    "data last byte": lambda path: flip(path, path.stat().st_size - 1),
-    "truncated in data": lambda path: cut(path, HEADER_BYTES + 4096),
-    "truncated in header": lambda path: cut(path, 100),
-    "empty": lambda path: cut(path, 0),
+REGIONS: dict[str, Callable[[PageOnDisk], None]] = {
+    "header magic": lambda page: page.flip(page.start),
+    "header file id": lambda page: page.flip(page.start + 20),
+    "header index": lambda page: page.flip(page.start + 33),
+    "header page sum": lambda page: page.flip(page.start + 49),
+    "header length": lambda page: page.flip(page.start + 57),
+    "header block sums": lambda page: page.flip(page.start + 80),
+    "header checksum": lambda page: page.flip(page.header_sum + 7),
+    "data first byte": lambda page: page.flip_data(0),
+    "data middle": lambda page: page.flip_data(500_000),
+    "data last byte": lambda page: page.flip_data(-1),
+    "truncated in data": lambda page: page.cut(HEADER_BYTES + 4096),
+    "truncated in header": lambda page: page.cut(100),
+    "empty": lambda page: page.cut(0),
 }
 
 
-def everywhere(cluster: LocalCluster, damage: Callable[[Path], None]) -> int:
+def everywhere(cluster: LocalCluster, damage: Callable[[PageOnDisk], None]) -> int:
     """Damages every page while no worker runs, so that none has one open; then starts them again."""
     for worker in cluster.workers:
         worker.stop()
-    pages = [page for worker in cluster.workers for page in page_files(worker)]
-    for page in pages:
+    pages = [page for worker in cluster.workers for page in pages_on_disk(worker.page_dir)]
+    for page in reversed(pages):  # what is cut off first lies behind
         damage(page)
     for worker in cluster.workers:
         worker.start()
@@ -159,18 +146,27 @@ def test_corrupt_page(tmp_path: Path, region: str, piece: int) -> None:
         assert cluster.total("kara_worker_corrupt_pages_total") >= 1
 
 
-def test_page_file_swapped_with_another_files(tmp_path: Path) -> None:
+def swap(first: PageOnDisk, second: PageOnDisk) -> None:
+    """Headers and data of two pages of one size."""
+    assert first.data - first.start == second.data - second.start
+    parts = [(page, page.start, page.data + page.header.length) for page in (first, second)]
+    taken = [page.path.read_bytes()[start:stop] for page, start, stop in parts]
+    for (page, start, _), other in zip(parts, reversed(taken), strict=True):
+        raw = page.path.read_bytes()
+        page.path.chmod(0o600)
+        page.path.write_bytes(raw[:start] + other + raw[start + len(other) :])
+        page.path.chmod(0o400)
+
+
+def test_page_swapped_with_another_files(tmp_path: Path) -> None:
     other = content("other", PAGE)
     with store_of(a=DATA[:PAGE], b=other) as store, cluster_on(store, tmp_path, workers=1) as cluster:
         with client_of(cluster) as client:
             assert (read_all(client, "/web/a"), read_all(client, "/web/b")) == (DATA[:PAGE], other)
         worker = cluster.workers[0]
         worker.stop()
-        first, second = page_files(worker)
-        aside = first.with_name("aside")
-        first.rename(aside)
-        second.rename(first)
-        aside.rename(second)
+        first, second = pages_on_disk(worker.page_dir)
+        swap(first, second)
         worker.start()
         with client_of(cluster) as client:
             assert (read_all(client, "/web/a"), read_all(client, "/web/b")) == (DATA[:PAGE], other)
@@ -187,7 +183,7 @@ def test_restart_keeps_pages_and_comes_back_elsewhere(running: Cluster) -> None:
     assert ports != {worker.port for worker in cluster.workers}
     # a static list knows addresses only: a client with the new list finds the pages where they were
     with client_of(cluster) as moved:
-        pages = sum(len(page_files(worker)) for worker in cluster.workers)
+        pages = sum(len(pages_on_disk(worker.page_dir)) for worker in cluster.workers)
         assert read_all(moved, PATH) == DATA
     assert pages == 6
     assert data_gets(store) - before <= 6
@@ -210,6 +206,6 @@ def test_full_disk(tmp_path: Path) -> None:
                 assert read_all(client, PATH) == DATA
             assert fallbacks(client) == {}
             assert cluster.total("kara_worker_rejections_total") >= 1
-            assert len(page_files(cluster.workers[0])) < 6
+            assert len(pages_on_disk(cluster.workers[0].page_dir)) < 6
     finally:
         subprocess.run(["umount", "-l", str(home)], check=True)
