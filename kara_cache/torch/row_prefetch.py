@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain, islice
 from sys import getsizeof
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +16,7 @@ FIRST_ROWS = 32  # read before anything is known of their size
 MOST_ROWS = 1024  # of one read: an order is made in blocks of as many, and the first row waits for them all
 MAPPED_BYTES = 1 << 20  # of one read from a mapping, where there is nothing to wait for: they stay in L2
 PARTS = 4  # of the bound: one is used, one is being read, the others wait
+AT_HAND_READS = 4  # so many reads that waited for nobody, and reading in advance gains nothing
 _LOOKED_INTO = 8  # rows of a batch whose size is measured; the others are taken to be like them
 _DEPTH = 4  # of containers in a row
 _WAIT_S = 60.0  # then a waiting thread looks again; only a bound, it is told of every change
@@ -40,9 +41,11 @@ class RowPrefetch:
 
     With a limit of 0 rows are read when they are asked for, without a thread. There is none either for rows
     that say that they are `mapped`: it would only take the interpreter from the one that uses them (1.6 us
-    a row against 1.1). Sizes are those of Python's objects, measured on a few rows of each read. What a read
-    raises is raised when its first row is due. The thread starts with the first row, is a daemon, and ends
-    when the rows or the iterator do.
+    a row against 1.1). Rows that can be fetched without being made into objects (`RowDataset.fetch_batch`)
+    are read so as long as they are `at_hand`, in pages of this host: a thread begins when a read had to
+    wait, and ends when a few had not. Sizes are those of Python's objects, measured on a few rows of each
+    read. What a read raises is raised when its first row is due. No thread starts before the first row; it is
+    a daemon, and ends when the rows or the iterator do.
     """
 
     def __init__(self, rows: Rows, order: Iterator[int], *, limit_bytes: int) -> None:
@@ -64,15 +67,34 @@ class RowPrefetch:
         return chain.from_iterable(map(fetch, numbers))
 
     def _ahead(self) -> Iterator[Any]:
-        queue = _Queue(self._limit_bytes)
-        threading.Thread(
-            target=_read_ahead, args=(self._rows, self._order, queue), name="kara-rows", daemon=True
-        ).start()
-        try:
-            while (batch := queue.get()) is not None:
+        fetch = getattr(self._rows, "fetch_batch", None)
+        batch: Iterable[Any] | None = ()
+        while batch is not None:
+            if fetch is not None:
+                batch = yield from self._while_at_hand(fetch)
+                if batch is None:
+                    return
+            queue = _Queue(self._limit_bytes)
+            threading.Thread(
+                target=_read_ahead, args=(self._rows, self._order, queue), name="kara-rows", daemon=True
+            ).start()
+            try:
                 yield from batch
-        finally:
-            queue.close()
+                while (batch := queue.get()) is not None and batch is not _AT_HAND:
+                    yield from batch
+            finally:
+                queue.close()
+
+    def _while_at_hand(self, fetch: Callable[[list[int]], Any]) -> Generator[Any, None, Iterable[Any] | None]:
+        """Ends with rows that had to be waited for, read and not given yet; None at the end of the order."""
+        count = FIRST_ROWS
+        while numbers := list(islice(self._order, count)):
+            batch = fetch(numbers)
+            if not getattr(batch, "at_hand", False):
+                return batch  # type: ignore[no-any-return]
+            count = max(1, min(MOST_ROWS, MAPPED_BYTES * len(batch) // max(1, batch.nbytes)))
+            yield from batch
+        return None
 
 
 class _Queue:
@@ -122,6 +144,9 @@ class _Queue:
             self._changed.notify_all()
 
 
+_AT_HAND: list[Any] = []  # the last batch of a thread that is not needed any more
+
+
 def _read_ahead(rows: Rows, order: Iterator[int], queue: _Queue) -> None:
     """Holds nothing of the iterator that uses the rows, so that dropping that one closes the queue.
 
@@ -130,6 +155,7 @@ def _read_ahead(rows: Rows, order: Iterator[int], queue: _Queue) -> None:
     and those that wait in a queue are work for the garbage collector (JSON: 6 us a row against 10).
     """
     fetch: Any = getattr(rows, "fetch_batch", rows.read_batch)
+    at_hand = 0
     part_bytes = queue._limit_bytes / PARTS
     count, expected = FIRST_ROWS, 0.0
     try:
@@ -141,6 +167,10 @@ def _read_ahead(rows: Rows, order: Iterator[int], queue: _Queue) -> None:
             batch = fetch(numbers)
             size = batch.nbytes if fetch != rows.read_batch else size_of(batch)
             queue.put(batch, size)
+            at_hand = at_hand + 1 if getattr(batch, "at_hand", False) else 0
+            if at_hand == AT_HAND_READS:
+                queue.put(_AT_HAND)
+                return
             count = max(1, min(MOST_ROWS, int(part_bytes * len(batch) / max(1, size))))
             expected = count * size / len(batch)
             del batch

@@ -15,7 +15,14 @@ from services import require_module
 
 torch = require_module("torch")
 
-from kara_cache.torch.row_prefetch import FIRST_ROWS, MOST_ROWS, RowPrefetch, _Queue, size_of  # noqa: E402
+from kara_cache.torch.row_prefetch import (  # noqa: E402
+    AT_HAND_READS,
+    FIRST_ROWS,
+    MOST_ROWS,
+    RowPrefetch,
+    _Queue,
+    size_of,
+)
 from kara_cache.torch.rows import MemoryRows  # noqa: E402
 
 pytestmark = pytest.mark.clients
@@ -123,6 +130,59 @@ def test_an_order_that_fails() -> None:
     rows = RowPrefetch(MemoryRows(range(100)), order(), limit_bytes=1000)
     with pytest.raises(ValueError, match="no such order"):
         list(rows)
+
+
+class Batch(list[int]):
+    """What was read, and whether it was at hand."""
+
+    at_hand = False
+
+    @property
+    def nbytes(self) -> int:
+        return 1000 * len(self)
+
+
+class NearRows:
+    """Rows of which the n-th read is at hand as `at_hand` says; who read is written down."""
+
+    def __init__(self, at_hand: Callable[[int], bool]) -> None:
+        self._at_hand = at_hand
+        self.readers: list[str] = []
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def read_batch(self, indices: Sequence[int]) -> list[int]:
+        raise NotImplementedError
+
+    def fetch_batch(self, indices: Sequence[int]) -> Batch:
+        batch = Batch(indices)
+        batch.at_hand = self._at_hand(len(self.readers))
+        self.readers.append(threading.current_thread().name)
+        return batch
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(0, 2000), st.integers(1, 1 << 22))
+@settings(max_examples=50)
+def test_rows_come_in_order_wherever_they_are(pattern: list[bool], count: int, limit_bytes: int) -> None:
+    rows = NearRows(lambda read: pattern[read % len(pattern)])
+    assert list(RowPrefetch(rows, iter(range(count)), limit_bytes=limit_bytes)) == list(range(count))
+    assert all_ended()
+
+
+def test_rows_at_hand_are_read_without_a_thread() -> None:
+    rows = NearRows(lambda read: True)
+    assert list(RowPrefetch(rows, iter(range(20_000)), limit_bytes=1 << 20)) == list(range(20_000))
+    assert set(rows.readers) == {threading.current_thread().name}
+
+
+def test_a_thread_reads_from_a_wait_on_until_nothing_waits() -> None:
+    rows = NearRows(lambda read: not 2 <= read < 10)
+    assert list(RowPrefetch(rows, iter(range(30_000)), limit_bytes=1 << 30)) == list(range(30_000))
+    mine = threading.current_thread().name
+    wanted = [mine] * 3 + ["kara-rows"] * (7 + AT_HAND_READS)
+    assert rows.readers[: len(wanted)] == wanted
+    assert set(rows.readers[len(wanted) :]) == {mine}
 
 
 @pytest.mark.parametrize("dropped", [True, False])

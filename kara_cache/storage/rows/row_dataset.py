@@ -154,7 +154,8 @@ class RowDataset:
     def fetch_batch(self, indices: Any) -> FetchedRows:
         """The same rows, read now and made into objects as they are iterated over, by whoever does that."""
         numbers = self._numbers(indices)
-        return FetchedRows(self._objects, numbers, self._reader().gather(numbers))
+        rows, at_hand = self._reader().fetch(numbers)
+        return FetchedRows(self._objects, numbers, rows, at_hand=at_hand)
 
     def fetch_range(self, start: int, stop: int) -> Iterator[FetchedRows]:
         """Rows [start, stop), which must be in [0, len], in their order, `buffer_size` bytes at a time."""

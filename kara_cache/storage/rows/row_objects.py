@@ -15,10 +15,14 @@ from kara_cache.storage.rows.row_version import RowVersion
 class FetchedRows:
     """Rows that are in memory, and become objects when they are iterated over."""
 
-    def __init__(self, objects: RowObjects, numbers: Sequence[int], rows: Sequence[Row]) -> None:
+    def __init__(
+        self, objects: RowObjects, numbers: Sequence[int], rows: Sequence[Row], *, at_hand: bool = False
+    ) -> None:
         self._objects = objects
         self._numbers = numbers
         self._rows = rows
+        self.at_hand = at_hand
+        """Whether all of them lay on this machine, so that nobody was waited for."""
 
     @property
     def nbytes(self) -> int:

@@ -137,6 +137,10 @@ class RowReader:
 
     def gather(self, numbers: Sequence[int]) -> Sequence[Row]:
         """These rows, in this order; `numbers` must be in [0, count)."""
+        return self.fetch(numbers)[0]
+
+    def fetch(self, numbers: Sequence[int]) -> tuple[Sequence[Row], bool]:
+        """The same, and whether they were at hand, so that nobody was waited for."""
         if isinstance(self._ends, PagedWords):
             starts, stops, wanted = self._look_up_paged(self._ends, numbers)
         elif len(numbers) < _FEW:
@@ -147,7 +151,7 @@ class RowReader:
         if wanted is not None:
             held = self._data.read_summed(starts, stops, wanted)
             if held is not None:
-                return self._completed(numbers, held, starts, stops)
+                return self._completed(numbers, held, starts, stops), None not in held
         try:
             found = self._data.read_spans(starts, stops)
         except ValueError as exc:
@@ -157,12 +161,12 @@ class RowReader:
                 self._compare(numbers, found)
         else:
             self._check(numbers, found, starts, stops)
-        return found
+        return found, self.mapped
 
     def _completed(
         self, numbers: Sequence[int], found: list[bytes | None], starts: Sequence[int], stops: Sequence[int]
     ) -> list[bytes]:
-        """`found` with those rows that are not at hand, or may be damaged."""
+        """Those found, and read anew those that are not at hand or may be damaged."""
         left = [at for at, row in enumerate(found) if row is None]
         if left:
             missing = [numbers[at] for at in left]
@@ -171,6 +175,7 @@ class RowReader:
             except ValueError as exc:
                 raise self._misplaced(missing) or exc from exc
             self._compare(missing, rest)
+            found = [*found]
             for at, row in zip(left, rest, strict=True):
                 found[at] = bytes(row)
         return cast(list[bytes], found)
