@@ -58,7 +58,7 @@ def pages_on_disk(page_dir: Path) -> list[PageOnDisk]:
 
 
 def _in_files(folder: Path) -> Iterator[PageOnDisk]:
-    for path in sorted(folder.glob("*/*.*.*")):
+    for path in sorted(folder.glob("*/[!t]*.*.*")):  # not those that are being written: tmp.*
         with suppress(FileNotFoundError), path.open("rb") as file:
             header = PageHeader.decode(file.read(HEADER_BYTES))
             yield PageOnDisk(path, 0, HEADER_BYTES - _SUM_BYTES, HEADER_BYTES, header)
