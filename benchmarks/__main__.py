@@ -47,7 +47,7 @@ from benchmarks.rows.peers import InstallError
 from benchmarks.scene import Scene, scene
 from benchmarks.table_row import Row
 
-CASES: dict[str, Callable[[Scene], list[Row]]] = {
+CASES: dict[str, Callable[[Scene], list[Row]]] = {  # in this order: what has a target of its own comes first
     "worker": controls.from_empty("worker", worker.run),
     "client": client.run,
     "fsspec": controls.from_empty("fsspec", faces.run),
@@ -55,6 +55,12 @@ CASES: dict[str, Callable[[Scene], list[Row]]] = {
     "same-host": controls.from_empty("same-host", same_host.run),
     "cold": controls.again_from_store("cold", cold.run),
     "disk": disk.run,
+    "import": imports.run,
+    "memory": loader_memory.run,
+    "page-churn": commands.page_churn,
+    "prewarm": commands.prewarm,
+    "foreground": commands.foreground,
+    "rows": rows.run,
     "servers": servers.run,
     "peers": peers.run,
     "corrupt": corrupt.run,
@@ -65,14 +71,8 @@ CASES: dict[str, Callable[[Scene], list[Row]]] = {
     "growth-directory": growth_directory.run,
     "checkpoint": whole_files.checkpoint,
     "parquet": whole_files.parquet,
-    "large": whole_files.large,
+    "large": controls.from_empty("large", whole_files.large),
     "images": commands.image_folder,
-    "foreground": commands.foreground,
-    "page-churn": commands.page_churn,
-    "prewarm": commands.prewarm,
-    "rows": rows.run,
-    "import": imports.run,
-    "memory": loader_memory.run,
 }
 PEERS = {peer.key: peer for peer in (*everybody.SERVERS, *everybody.READERS)}
 

@@ -100,6 +100,12 @@ def prewarm(scene: Scene) -> list[Row]:
             [found["p99_ratio"]],
             Target(3.0, at_least=False),
         ),
+        Row(
+            "prewarm_p99_past",
+            "the same while the same is read from the store past the cache",
+            [max(found["copy_p99_ms"], found["line_p99_ms"]) / found["idle_p99_ms"]],
+            None,
+        ),
         Row("prewarm_stop", "a load is stopped", [found["stop_s"]], Target(1.0, "s", at_least=False), "s"),
         Row(
             "control_prewarm",
@@ -114,7 +120,7 @@ def page_churn(scene: Scene) -> list[Row]:
     """One page in for each that goes, restart and memory: files, segments, and no store at all."""
     pages = _RESTARTED // 20 if scene.settings.tiny else _RESTARTED
     found = _result(scene, "page_churn", "--dir", str(scene.home), "--quick", "--restart", str(pages))
-    rows = []
+    rows, least = [], "unlink + create + rename / what the kernel alone takes for segments"
     for churn in found["churn"]:
         size = int(churn["size"])
         detail = {
@@ -127,6 +133,7 @@ def page_churn(scene: Scene) -> list[Row]:
         rows += [
             Row(f"churn_{size}", f"{what}, time", [churn["unlink_create_wall"]], target, detail=detail),
             Row(f"churn_cpu_{size}", f"{what}, CPU", [churn["unlink_create_cpu"]], None),
+            Row(f"churn_most_{size}", f"{least}, {size >> 10:,} KiB, time", [churn["most_wall"]], None),
         ]
     growth, most = found["get_growth"], Target(1.2, at_least=False)
     within = Target(0.3 * pages / _RESTARTED, "s", at_least=False)
