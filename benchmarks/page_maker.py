@@ -1,22 +1,30 @@
-"""Puts small pages straight into a page store: `python -m benchmarks.page_maker DIRECTORY COUNT`.
+"""Lays small pages out as a store of segments leaves them: `python -m benchmarks.page_maker DIRECTORY COUNT`.
 
-Each is the only page of a file of its own, so that there are as many files, and directory entries, as pages.
+Not through a store, which would take ten times as long and measure itself. Each page is the only one of a
+file of its own, so that there are as many files as pages.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from kara_cache.page import DEFAULT_PAGE_BYTES, PageHeader, PageId, file_id
-from kara_worker.config import StoreConfig
-from kara_worker.eviction import make_policy
-from kara_worker.page_stores import open_page_store
+from kara_cache.page_record import pack, record_bytes
+from kara_worker.pages.left_segments import FOLDER, SUFFIX
+from kara_worker.pages.page_directory import PageDirectory
+from kara_worker.pages.page_file import CREATED_STEP_NS, group_token
+from kara_worker.pages.page_index import FileRecord
+from kara_worker.segments.journal import Journal, Placed
+from kara_worker.segments.segment import SEALED_MODE, place_of
 
-PAGE_STORE = "auto"  # segments, where the file system can hold them
-PAGE_BYTES = 512  # of data in each
-FOOTPRINT_BYTES = 8192  # at most: header, data, rounded up to blocks of the disk
+PAGE_STORE = "segments"
+PAGE_BYTES = 4096  # of data in each
+FOOTPRINT_BYTES = 4352  # at most: packed header, data
+_SEGMENT_BYTES = 32 << 20
 
 
 def path_of(number: int) -> str:
@@ -24,21 +32,56 @@ def path_of(number: int) -> str:
 
 
 def main(directory: str, count: int) -> None:
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    capacity = count * FOOTPRINT_BYTES * 3 // 2 + (1 << 30)
-    config = StoreConfig(page_dirs=(directory,), capacity_bytes=capacity, page_store=PAGE_STORE)
-    store = open_page_store(config, make_policy(config.eviction, guard=False))
-    try:
-        for number in range(count):
-            data = number.to_bytes(8, "little") * (PAGE_BYTES // 8)
-            page = PageId(file_id(path_of(number), "v1", PAGE_BYTES), 0)
-            header = PageHeader.of(
-                page, data, page_bytes=DEFAULT_PAGE_BYTES, created_ns=time.time_ns(), path=path_of(number)
-            )
-            if not store.put(header, memoryview(data), group="near"):
-                raise RuntimeError(f"page {number} was not kept: {store.stats()}")
-    finally:
-        store.close()
+    root = Path(directory)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    home = PageDirectory(root, number=0, page_bytes=DEFAULT_PAGE_BYTES)
+    home.open()
+    folder = root / FOLDER
+    folder.mkdir()
+    journal = Journal(str(folder))
+    journal.begin_index()
+    made_ns = time.time_ns()
+    step = made_ns // CREATED_STEP_NS
+    journal.write_index(_pages(folder, count, made_ns), _files(count), _ages(folder, step))
+    journal.close()
+    home.close()
+
+
+def _pages(folder: Path, count: int, made_ns: int) -> Iterator[Placed]:
+    """Writes a segment whenever one is full, and the last."""
+    segment, number = bytearray(), 0
+    for which in range(count):
+        data = which.to_bytes(8, "little") * (PAGE_BYTES // 8)
+        path = path_of(which)
+        page = PageId(file_id(path, "v1", PAGE_BYTES), 0)
+        header = PageHeader.of(page, data, page_bytes=DEFAULT_PAGE_BYTES, created_ns=made_ns, path=path)
+        raw = pack(header)
+        size = record_bytes(len(raw), PAGE_BYTES)
+        if len(segment) + size > _SEGMENT_BYTES:
+            _write(folder, number, segment)
+            segment, number = bytearray(), number + 1
+        yield page, number, place_of(len(segment), size)
+        segment += (raw + data).ljust(size, b"\0")
+    _write(folder, number, segment)
+
+
+def _write(folder: Path, number: int, segment: bytearray) -> None:
+    path = folder / f"{number}{SUFFIX}"
+    path.write_bytes(segment)
+    os.chmod(path, SEALED_MODE)
+
+
+def _files(count: int) -> Iterator[FileRecord]:
+    group = group_token("near")
+    for which in range(count):
+        record = FileRecord(file_id(path_of(which), "v1", PAGE_BYTES))
+        record.path, record.group = path_of(which), group
+        yield record
+
+
+def _ages(folder: Path, step: int) -> Iterator[tuple[int, int, int]]:
+    for path in folder.glob(f"*{SUFFIX}"):
+        yield int(path.stem), step, step
 
 
 if __name__ == "__main__":

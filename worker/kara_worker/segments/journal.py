@@ -23,6 +23,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
+from sys import intern
 
 from kara_cache.checksum import checksum
 from kara_cache.page import PageId
@@ -150,7 +151,8 @@ class Journal:
             elif kind == _FILED:
                 file_id, group = _FILE.unpack_from(payload)
                 path_bytes = bytes(payload[_FILE.size :])
-                self.files[file_id] = path_bytes.decode("utf-8", "surrogatepass"), group.decode()
+                token = intern(group.decode())  # the same for all files of a mount
+                self.files[file_id] = path_bytes.decode("utf-8", "surrogatepass"), token
             elif kind == _AGED:
                 number, oldest, newest = _AGE.unpack(payload)
                 self.ages[number] = oldest, newest
