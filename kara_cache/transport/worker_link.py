@@ -229,8 +229,12 @@ class WorkerLink:
 
     def dial(self, timeout_s: float) -> Connection:
         """A connection outside the pools, for an exchange that may last; the caller closes it."""
-        pool = self._unix if self._unix is not None and self.is_local else self._tcp
-        return pool.address.connect(min(self._transport.connect_timeout_s, timeout_s))
+        limit_s, unix = min(self._transport.connect_timeout_s, timeout_s), self._unix
+        if unix is None or (self.worker.port and not self.is_local):
+            return self._tcp.address.connect(limit_s)
+        if not self.is_local:  # nobody asked a worker without a port before
+            self._check_identity(unix, monotonic() + limit_s)
+        return unix.address.connect(limit_s)
 
     def release(self, connection: Connection) -> None:
         """Ends an exchange whose body was read to its end."""

@@ -59,6 +59,13 @@ def test_processes_share_one_worker_and_its_pages(home: PrivateHome, store: Rude
     assert [path.name for path in home.home.iterdir()] == [".cache"]
 
 
+def test_the_first_thing_a_process_asks_may_be_a_listing(home: PrivateHome, store: RudeHttpServer) -> None:
+    """It has a connection of its own; the private worker has no other way in than its socket."""
+    assert home.run(lines(store)) == HEAD
+    code = "import fsspec\nfs = fsspec.filesystem('kara')\nprint(len(fs.ls('/', detail=False)))"
+    assert home.run(code) == "1\n"
+
+
 @pytest.mark.timeout(180)
 def test_processes_that_start_together_get_one_worker(home: PrivateHome, store: RudeHttpServer) -> None:
     processes = [home.start(lines(store)) for _ in range(8)]
