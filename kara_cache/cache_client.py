@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import errno
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from time import monotonic
@@ -14,8 +13,7 @@ from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientCounts, ClientMetrics
 from kara_cache.cluster import Cluster
 from kara_cache.config import ClientConfig
-from kara_cache.errors import CacheError, ConfigError, UnderStoreError, WorkerUnavailable
-from kara_cache.failover import Call, Failover, Fallback
+from kara_cache.failover import Failover, Fallback
 from kara_cache.file_answer import MAX_BYTES
 from kara_cache.file_lookups import FileLookups
 from kara_cache.file_writes import CacheWriter, FileWrites
@@ -24,25 +22,25 @@ from kara_cache.listing import Listing
 from kara_cache.membership.base import Membership, MembershipView
 from kara_cache.membership.configured import membership_of
 from kara_cache.metrics_push import MetricsPush
-from kara_cache.mount import Mount, MountTable, normalize_path
+from kara_cache.mount import normalize_path
 from kara_cache.own_changes import OwnChanges
-from kara_cache.page_buffers import fresh_memory
+from kara_cache.page_buffers import filled_bytes
 from kara_cache.process_events import tell_at_exit, watch
-from kara_cache.reading.file_reads import FileReads
+from kara_cache.reading.file_reads import ReadParts
 from kara_cache.reading.lanes import Lanes
 from kara_cache.reading.range_reads import RangeReads
 from kara_cache.reading.read_ahead import ReadAhead, SequentialReader
+from kara_cache.reading.traced_reads import traced_or_plain
 from kara_cache.reading.wide_reads import WideReads
 from kara_cache.same_host.local_pages import LocalPages
 from kara_cache.same_host.page_views import PageViews
 from kara_cache.same_host.summed_spans import JoinedFiles, read_summed
 from kara_cache.slow_reads import SlowReads
-from kara_cache.stripe import STRIPE_BYTES
 from kara_cache.suspects import Suspects
 from kara_cache.transport.credentials import ClientTls, authorization
 from kara_cache.transport.worker_link import Transport
 from kara_cache.ufs.base import FileInfo
-from kara_cache.wire import encode_info
+from kara_cache.worker_calls import WorkerCalls
 
 _MAX_FILES = 4096  # whose request prefixes are kept
 _ANY_SIZE = 10**17
@@ -93,8 +91,11 @@ class CacheClient:
         self._push = MetricsPush(self._metrics, self._slow, self._cluster, at_first_use=tell_at_exit)
         self._known_mounts = KnownMounts(self._cluster)
         self._failover = Failover(self._cluster, self._metrics, timeout_s=config.timeout_s, fallback=fallback)
+        self._calls = WorkerCalls(self._cluster, self._failover, look_timeout_s=3 * config.stall_timeout_s)
         self._local = LocalPages()
-        self._reads = self._make_reads()
+        wide = WideReads(Lanes(most=config.connections_per_worker // 4))  # other threads read as well
+        parts = ReadParts(self._failover, self._local, self._metrics, self._push, self._slow, wide)
+        self._reads = traced_or_plain(parts, config.trace_reads, config.trace_slow_s)
         self._reads.changed = self._changed
         self._views = PageViews(self._local, self._failover, self._metrics, self._reads.read_into)
         self._ranges = RangeReads(self._failover, self._reads, self._local, self._metrics)
@@ -110,7 +111,6 @@ class CacheClient:
             timeout_s=config.timeout_s,
         )
         self._files: dict[int, CachedFile] = {}  # by id of the FileInfo, which each keeps alive
-        self._mounts = MountTable()  # as workers told when a url was resolved last
         watch(self)
 
     def __repr__(self) -> str:
@@ -120,20 +120,6 @@ class CacheClient:
         return _rebuild, self._arguments
 
     # -- reading -----------------------------------------------------------------------------------
-
-    def _make_reads(self) -> FileReads:
-        config = self.config
-        wide = WideReads(Lanes(most=config.connections_per_worker // 4))  # other threads read as well
-        parts = (self._failover, self._local, self._metrics, self._push, self._slow, wide)
-        if not config.trace_reads and config.trace_slow_s is None:
-            return FileReads(*parts)
-        try:
-            from kara_cache.reading.traced_reads import TracedReads
-            from kara_cache.tracing.read_spans import ReadSpans
-        except ModuleNotFoundError as exc:
-            what = f"trace_reads and trace_slow_s need {exc.name}: pip install 'kara-cache[otel]'"
-            raise ConfigError(what) from exc
-        return TracedReads(*parts, ReadSpans(config.trace_reads, config.trace_slow_s))
 
     def info(self, path: str) -> FileInfo:
         """The file's current size and version, after the mount's freshness rule; or the directory."""
@@ -205,9 +191,8 @@ class CacheClient:
 
     def read(self, file: FileInfo, start: int, length: int) -> bytes:
         """Bytes [start, start + length), fewer only at the end of the file."""
-        memory = fresh_memory(max(0, min(length, file.size - start)))
-        self.read_into(file, start, memory)
-        return bytes(memory)
+        count = max(0, min(length, file.size - start))
+        return filled_bytes(count, lambda view: self.read_into(file, start, view))
 
     def view(self, file: FileInfo, start: int, length: int) -> memoryview:
         """Bytes [start, start + length), fewer only at the end of the file, read-only.
@@ -311,25 +296,7 @@ class CacheClient:
         The store is not touched. Raises WorkerUnavailable, when the others are done, if one of the
         active workers could not be told.
         """
-        path = normalize_path(path)
-        query: builtins.list[tuple[str, str | int]] = [("path", path)]
-        if recursive:
-            query.append(("recursive", 1))
-        pages = freed = 0
-        failed = []
-        table = self._cluster.table()
-        for worker_id, worker in table.clients.items():
-            try:
-                answer = worker.call("POST", "/free", self._failover.deadline(), *query)
-                pages, freed = pages + int(answer["pages"]), freed + int(answer["bytes"])
-            except CacheError as exc:  # noqa: PERF203 - a network call each
-                if worker_id in table.live:
-                    failed.append(f"{worker_id}: {exc}")
-        if failed:
-            raise WorkerUnavailable(
-                f"free {path}: {pages} pages freed, but not on all workers: {'; '.join(failed)}"
-            )
-        return pages, freed
+        return self._calls.free(normalize_path(path), recursive=recursive)
 
     def ask(
         self, method: str, name: str, path: str, *query: tuple[str, str | int], body: bytes | None = None
@@ -339,50 +306,28 @@ class CacheClient:
         `path` says whom to ask first, and is named in errors. A worker that does not answer may have
         done what was asked, and the next one is asked the same: for requests that may be repeated.
         """
-        deadline = self._failover.deadline()
-        call = Call(
-            path, lambda worker, _: worker.call(method, name, deadline, *query, body=body), None, deadline
-        )
-        return self._failover.run(call)
+        return self._calls.ask(method, name, path, *query, body=body)
 
     def mounts(self) -> builtins.list[dict[str, Any]]:
         """Name, url, freshness, replicas and read_only of every mount, as a worker tells."""
-        deadline = self._failover.deadline()
-        call = Call("/", lambda worker, _: worker.call("GET", "/mounts", deadline), None, deadline)
-        return builtins.list(self._failover.run(call))
+        return self._calls.mounts()
 
     def add_mount(self, url: str, options: Mapping[str, Any]) -> str:
         """The kara path of a store's url on the user's private worker; others refuse (AccessDenied)."""
-        body = json.dumps({"url": url, "options": dict(options)}).encode()
-        deadline = self._failover.deadline()
-        call = Call(
-            "/", lambda worker, _: worker.call("POST", "/mounts", deadline, body=body), None, deadline
-        )
-        return f"/{self._failover.run(call)['name']}"
+        return self._calls.add_mount(url, options)
 
     def resolve(self, url: str) -> str:
         """The kara path of a store's url, by the mount whose url is its longest prefix.
 
         Raises ConfigError, naming the mounts there are, where none covers it.
         """
-        try:
-            return self._mounts.from_url(url)
-        except ValueError:  # a ConfigError is one: the operator may have added a mount since
-            self._mounts = MountTable(Mount(mount["name"], mount["url"]) for mount in self.mounts())
-            return self._mounts.from_url(url)
+        return self._calls.resolve(url)
 
     # -- looking at it -----------------------------------------------------------------------------
 
     def explain(self, path: str) -> dict[str, Any]:
         """Where a file's bytes are: `info`, `owners` of each stripe by rank, and what `workers` hold."""
-        info = self.info(path)
-        table = self._cluster.table()
-        stripes = max(1, -(-info.size // STRIPE_BYTES))
-        owned = [self._cluster.owners(table, info.path, stripe) for stripe in range(stripes)]
-        owners = [{"stripe": stripe, "workers": [*ranked]} for stripe, ranked in enumerate(owned)]
-        involved = dict.fromkeys(worker_id for ranked in owned for worker_id in ranked)
-        answers = [self._ask(worker_id, "/explain", ("path", info.path)) for worker_id in involved]
-        return {"info": encode_info(info), "owners": owners, "workers": answers}
+        return self._calls.explain(self.info(path))
 
     def workers(self) -> MembershipView:
         """The members as this process sees them now."""
@@ -390,29 +335,12 @@ class CacheClient:
 
     def worker_status(self) -> builtins.list[dict[str, Any]]:
         """What every member says of itself: id, address, state, ...; `error` where it does not answer."""
-        view = self._cluster.table().view
-        return [
-            {"id": worker.id, "address": f"{worker.host}:{worker.port}", "state": worker.state.value}
-            | self._ask(worker.id, "/worker")
-            for worker in view.workers
-        ]
+        return self._calls.statuses()
 
     def slowest_reads(self, count: int) -> builtins.list[dict[str, Any]]:
         """The slowest reads that clients anywhere told of lately, slowest first, with stages and cause."""
         self.flush_metrics()
-        answers = [self._ask(worker_id, "/slow-reads") for worker_id in self._cluster.table().clients]
-        reads = [read for answer in answers for read in answer.get("reads", ())]
-        return sorted(reads, key=lambda read: -float(read["total_s"]))[:count]
-
-    def _ask(self, worker_id: str, name: str, *query: tuple[str, str | int]) -> dict[str, Any]:
-        worker = self._cluster.table().clients.get(worker_id)
-        if worker is None:
-            return {"id": worker_id, "error": "gone"}
-        deadline = monotonic() + 3 * self.config.stall_timeout_s
-        try:
-            return {"id": worker_id} | dict(worker.call("GET", name, deadline, *query)) | {"id": worker_id}
-        except (CacheError, UnderStoreError) as exc:
-            return {"id": worker_id, "error": str(exc)}
+        return self._calls.slowest_reads(count)
 
     # -- counting, and the end ---------------------------------------------------------------------
 

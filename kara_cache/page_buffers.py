@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import io
 import mmap
 import threading
+from collections.abc import Callable
 
 _MALLOC_BYTES = 32 << 20  # glibc keeps freed memory up to this size for the next call (M_MMAP_THRESHOLD)
 _HUGE_BYTES = 2 << 20
@@ -22,6 +24,19 @@ def fresh_memory(count: int) -> memoryview:
     if count >= _FAULTS_BYTES:
         _keep_what_is_freed()
     return memoryview(bytearray(count))
+
+
+def filled_bytes(count: int, fill: Callable[[memoryview], object]) -> bytes:
+    """`count` bytes as `fill` writes them into the view that it gets, without the copy that `bytes(view)` is.
+
+    CPython's BytesIO returns the very object that it handed out a view of, if no view is left: half of the
+    memory and, from 1 MiB on, half of the time (measured). Elsewhere it copies.
+    """
+    if count >= _FAULTS_BYTES:
+        _keep_what_is_freed()
+    result = io.BytesIO(bytes(count))
+    fill(result.getbuffer())
+    return result.getvalue()
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
+from typing import NamedTuple
 
 from kara_cache.cached_file import CachedFile
 from kara_cache.client_metrics import ClientMetrics
@@ -42,25 +43,23 @@ class _Part:
         self.deadline = deadline
 
 
+class ReadParts(NamedTuple):
+    """What reads stand on."""
+
+    failover: Failover
+    local: LocalPages
+    metrics: ClientMetrics
+    push: MetricsPush
+    slow: SlowReads
+    wide: WideReads
+
+
 class FileReads:
     """Thread-safe; usable in a forked child after its parts were told."""
 
-    def __init__(
-        self,
-        failover: Failover,
-        local: LocalPages,
-        metrics: ClientMetrics,
-        push: MetricsPush,
-        slow: SlowReads,
-        wide: WideReads,
-    ) -> None:
+    def __init__(self, parts: ReadParts) -> None:
         self.changed: Callable[[str], None] = _nothing  # told the path when a version turned out to be gone
-        self._failover = failover
-        self._local = local
-        self._metrics = metrics
-        self._push = push
-        self._slow = slow
-        self._wide = wide
+        self._failover, self._local, self._metrics, self._push, self._slow, self._wide = parts
 
     def after_fork(self) -> None:
         """In the child, before anything else; takes no lock."""

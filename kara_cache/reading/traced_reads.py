@@ -5,14 +5,9 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from kara_cache.client_metrics import ClientMetrics
-from kara_cache.failover import Failover
-from kara_cache.metrics_push import MetricsPush
+from kara_cache.errors import ConfigError
 from kara_cache.read_stages import stages_of
-from kara_cache.reading.file_reads import FileReads, _Part
-from kara_cache.reading.wide_reads import WideReads
-from kara_cache.same_host.local_pages import LocalPages
-from kara_cache.slow_reads import SlowReads
+from kara_cache.reading.file_reads import FileReads, ReadParts, _Part
 from kara_cache.transport.response import stages_told
 from kara_cache.transport.worker_client import WorkerClient
 
@@ -24,17 +19,8 @@ class TracedReads(FileReads):
     """One span for each stripe of a read that asks a worker or the store. Pages of this host have none:
     they cost microseconds, and a span costs more."""
 
-    def __init__(
-        self,
-        failover: Failover,
-        local: LocalPages,
-        metrics: ClientMetrics,
-        push: MetricsPush,
-        slow: SlowReads,
-        wide: WideReads,
-        spans: ReadSpans,
-    ) -> None:
-        super().__init__(failover, local, metrics, push, slow, wide)
+    def __init__(self, parts: ReadParts, spans: ReadSpans) -> None:
+        super().__init__(parts)
         self._spans = spans
 
     def _read_part(self, part: _Part, stripe: int) -> None:
@@ -68,3 +54,18 @@ class TracedReads(FileReads):
     def _ask(self, worker: WorkerClient, part: _Part, *, keep: bool) -> None:
         super()._ask(worker, part, keep=keep)
         part.marks.answered = worker.id
+
+
+def traced_or_plain(parts: ReadParts, trace: float, trace_slow_s: float | None) -> FileReads:
+    """With spans of a part of the reads and of those that took so long, where either is asked for.
+
+    Raises ConfigError without OpenTelemetry.
+    """
+    if not trace and trace_slow_s is None:
+        return FileReads(parts)
+    try:
+        from kara_cache.tracing.read_spans import ReadSpans
+    except ModuleNotFoundError as exc:
+        what = f"trace_reads and trace_slow_s need {exc.name}: pip install 'kara-cache[otel]'"
+        raise ConfigError(what) from exc
+    return TracedReads(parts, ReadSpans(trace, trace_slow_s))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
+
+from kara_cache.page_buffers import filled_bytes
 
 # A process of its own, because what its allocator has seen decides.
 FAULTS = """
@@ -35,3 +39,41 @@ def test_results_and_their_copies_use_memory_that_was_freed(size: int) -> None:
         [sys.executable, "-c", FAULTS, str(size)], check=True, timeout=60, capture_output=True, text=True
     )
     assert float(done.stdout) < size / 4096 / 10
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5000, 3 << 20])
+def test_filled_bytes_are_what_was_written(count: int) -> None:
+    source = os.urandom(count)
+
+    def fill(view: memoryview) -> None:
+        assert len(view) == count
+        view[:] = source
+
+    first = filled_bytes(count, fill)
+    assert type(first) is bytes
+    assert (first, filled_bytes(count, fill)) == (source, source)
+    assert filled_bytes(count, lambda view: None) == bytes(count)
+
+
+def test_what_fill_raises_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        filled_bytes(100, lambda view: 1 // 0)
+
+
+@pytest.mark.skipif(platform.python_implementation() != "CPython", reason="how its BytesIO keeps memory")
+def test_a_result_is_in_memory_once() -> None:
+    source = memoryview(bytes(4 << 20))
+    tracemalloc.start()
+    try:
+        assert len(filled_bytes(4 << 20, lambda view: view.__setitem__(slice(None), source))) == 4 << 20
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 << 20
+
+
+def test_a_view_that_somebody_keeps_is_not_of_the_result() -> None:
+    kept: list[memoryview] = []
+    result = filled_bytes(100, lambda view: kept.append(view[10:]))
+    kept[0][:] = b"x" * 90
+    assert result == bytes(100)
