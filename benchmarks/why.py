@@ -118,6 +118,11 @@ _CHURN = (
     "the index and the policy of eviction come on top of one write. The target is from a file system that "
     "took 591 us for unlink + create of 1 MiB and 333 for 64 KiB; what this one takes is told below."
 )
+_MEMORY = (
+    "the index of a million pages is 160 MB and no processor's cache holds it: looking up one of them waits "
+    "for memory at its key, its entry, its file's name and its page, where the smaller population has them "
+    "at hand."
+)
 _TWO_CORES = (
     "store, workers, the processes that fetch and the reader share two cores: a reader that finds both taken "
     "waits for its turn at one, whoever has it. "
@@ -126,6 +131,16 @@ _TWO_CORES = (
 WHY |= {
     "churn_1048576": _CHURN,
     "churn_65536": _CHURN,
+    "churn_restart": (
+        "each page becomes an entry of a dictionary again, and one of the policy's, from the journal: the "
+        "target leaves the interpreter 1.5 us a page for both."
+    ),
+    "churn_growth": _MEMORY,
+    "growth_pages_time": _MEMORY,
+    "large_near": (
+        "one connection to a worker beside us is as fast as memory is copied, so that others cannot bring "
+        "more; trying whether they do costs a part of the file."
+    ),
     "foreground_p99": _TWO_CORES + "What the worker spends on a MiB is told below.",
     "prewarm_p99": _TWO_CORES + "The row of the same bytes read past the cache says what is not the load's.",
     "prewarm_big": "listing, the first bytes and the receipt are in it, of a load of a few seconds.",
