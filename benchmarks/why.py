@@ -168,6 +168,15 @@ WHY |= {
     "rows_loader-shuffled-json": CLUSTER,
 }
 
+_CHURN = (
+    "the floor is the kernel's copy into memory that it has already (kernel, CPU us below: a bare pwrite into "
+    "the oldest segment); a page through the store adds 20 us, of which 3 are the write of the journal and "
+    "the rest the interpreter's: books, policy, header and its sum. What unlink + create costs the kernel "
+    "changes threefold with how many inodes were freed lately."
+)
+
+WHY |= {"churn_1048576": _CHURN, "churn_65536": _CHURN}
+
 
 def why(key: str) -> str:
     """Of a row; of a peer's or a server's where it says more than its length or its connections."""
