@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from contract import s3_servers
+import s3_servers
 
 from kara_worker.testing.cluster import LocalCluster
 from kara_worker.testing.etcd_server import EtcdServer

@@ -10,9 +10,7 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -66,39 +64,6 @@ def oss() -> Iterator[OssServer]:
     services.require_module("oss2")
     with OssServer(buckets=["bucket"]) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    services.require_module("moto.server")
-    boto3 = services.require_module("boto3")
-    port = services.free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with (
-        (tmp_path_factory.mktemp("moto") / "log").open("wb") as log,
-        subprocess.Popen(command, stdout=log, stderr=log) as process,
-    ):
-        try:
-            url = f"http://127.0.0.1:{port}"
-            client = boto3.client(
-                "s3",
-                endpoint_url=url,
-                region_name="us-east-1",
-                aws_access_key_id="k",
-                aws_secret_access_key="s",
-            )
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    client.create_bucket(Bucket="bucket")
-                    break
-                except Exception:
-                    if process.poll() is not None or time.monotonic() > deadline:
-                        raise
-            client.close()
-            yield url
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,6 @@ import hashlib
 import io
 import multiprocessing
 import pickle
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,31 +48,6 @@ def oss(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OssServer]:
     services.require_module("oss2")
     with OssServer(buckets=["bucket"]) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    services.require_module("moto.server")
-    boto3 = services.require_module("boto3")
-    url = f"http://127.0.0.1:{services.free_port()}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]]
-    log = (tmp_path_factory.mktemp("moto") / "log").open("wb")
-    with log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-east-1"}
-            client = boto3.client("s3", endpoint_url=url, **keys)
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    client.create_bucket(Bucket="bucket")
-                    break
-                except Exception:
-                    if process.poll() is not None or time.monotonic() > deadline:
-                        raise
-            client.close()
-            yield url
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
