@@ -146,7 +146,7 @@ def is_leader(member: object) -> bool:
 def test_everything_is_restarted(tmp_path: Path) -> None:
     with (
         etcd_servers.server() as etcd,
-        three_workers(tmp_path, etcd=etcd, lease_ttl_s=60) as place,  # longer than restarts on a busy machine
+        three_workers(tmp_path, etcd=etcd, lease_ttl_s=15) as place,  # restarts may take that and 20 s more
     ):
         job = half_way(place)
         for worker in place.cluster.workers:
