@@ -53,8 +53,8 @@ WHY: dict[str, str] = {
         "The row of open + pread + close, which verifies nothing, is beside it."
     ),
     "host_view": (
-        "no system call and no copy: all of it is the interpreter's, to find the mapped page, cut the view and "
-        "count the read."
+        "no system call and no copy: all of it is the interpreter's, to find the mapped page, cut the view "
+        "and count the read."
     ),
     "host_first": (
         "the descriptor comes along with the bytes. Passing one costs some 8 us of processor time on each "
