@@ -166,52 +166,6 @@ _CHURN = (
     "many inodes were freed lately, and is told below."
 )
 _MEMORY = (
-    "values lie in the memory of a process in C or C++ and are sent as they are; ours come from a page on "
-    "SSD, under a sum that worker and client take, both in Python. What it is behind by is the interpreter's "
-    "time at small sizes (see the CPU times)."
-)
-_LOCAL_FILE = (
-    "a file of this host's disk, read as it is: one system call or one copy, and nothing is verified. Ours "
-    "finds the page, reads the blocks around what is asked for and compares their sums. It is a copy for "
-    "this host and this directory alone: see two-jobs for what that costs the store."
-)
-
-WHY |= {
-    "peer_memcached": _IN_MEMORY,
-    "peer_redis": _IN_MEMORY,
-    "peer_mooncake": _IN_MEMORY,
-    "peer_juicefs": (
-        "JuiceFS is not asked: the kernel holds the file's pages in memory and answers preadv itself, "
-        "unverified. A read that the kernel has not, goes through FUSE."
-    ),
-    "peer_ray": (
-        "get() makes a view of shared memory: nothing is copied and nothing verified, whatever the size. "
-        "Ours copies into the caller's memory and compares sums."
-    ),
-    "peer_blockcache_whole file": (
-        "after the first read of all of it, fsspec's file over HTTP keeps the whole object in the memory of "
-        "the process and returns the same bytes again, without a copy."
-    ),
-    "peer_blockcache": _LOCAL_FILE,
-    "peer_filecache": _LOCAL_FILE,
-    "peer_simplecache": _LOCAL_FILE,
-    "server_nginx_slice": (
-        "the bytes take the same way, from a file by sendfile; what differs is the work for a request, which "
-        "is the interpreter's in ours (CPU us/req below)."
-    ),
-    "server_varnish": (
-        "objects in memory, sent from it by threads, one of which each connection has for itself; ours reads "
-        "and verifies, or hands the page to sendfile, in one thread for all."
-    ),
-}
-
-
-_CHURN = (
-    "beside the row of what the kernel alone takes for segments, which no store can beat: sums, the journal, "
-    "the index and the policy of eviction come on top of one write. The target is from a file system that "
-    "took 591 us for unlink + create of 1 MiB and 333 for 64 KiB; what this one takes is told below."
-)
-_MEMORY = (
     "the index of a million pages is 160 MB and no processor's cache holds it: looking up one of them waits "
     "for memory at its key, its entry, its file's name and its page, where the smaller population has them "
     "at hand."
