@@ -117,47 +117,6 @@ WHY |= {
 }
 
 
-_MEMORY = (
-    "values lie in the memory of a process in C or C++ and are sent as they are; ours come from a page on "
-    "SSD, under a sum that worker and client take, both in Python. What it is behind by is the interpreter's "
-    "time at small sizes (see the CPU times)."
-)
-_LOCAL_FILE = (
-    "a file of this host's disk, read as it is: one system call or one copy, and nothing is verified. Ours "
-    "finds the page, reads the blocks around what is asked for and compares their sums. It is a copy for "
-    "this host and this directory alone: see two-jobs for what that costs the store."
-)
-
-WHY |= {
-    "peer_memcached": _IN_MEMORY,
-    "peer_redis": _IN_MEMORY,
-    "peer_mooncake": _IN_MEMORY,
-    "peer_juicefs": (
-        "JuiceFS is not asked: the kernel holds the file's pages in memory and answers preadv itself, "
-        "unverified. A read that the kernel has not, goes through FUSE."
-    ),
-    "peer_ray": (
-        "get() makes a view of shared memory: nothing is copied and nothing verified, whatever the size. "
-        "Ours copies into the caller's memory and compares sums."
-    ),
-    "peer_blockcache_whole file": (
-        "after the first read of all of it, fsspec's file over HTTP keeps the whole object in the memory of "
-        "the process and returns the same bytes again, without a copy."
-    ),
-    "peer_blockcache": _LOCAL_FILE,
-    "peer_filecache": _LOCAL_FILE,
-    "peer_simplecache": _LOCAL_FILE,
-    "server_nginx_slice": (
-        "the bytes take the same way, from a file by sendfile; what differs is the work for a request, which "
-        "is the interpreter's in ours (CPU us/req below)."
-    ),
-    "server_varnish": (
-        "objects in memory, sent from it by threads, one of which each connection has for itself; ours reads "
-        "and verifies, or hands the page to sendfile, in one thread for all."
-    ),
-}
-
-
 _CHURN = (
     "the floor is the kernel's copy into memory that it has already (kernel, CPU us below: a bare pwrite "
     "into the oldest segment); a page through the store adds 20 us, of which 3 are the write of the journal "
