@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -209,3 +210,27 @@ def test_full_disk(tmp_path: Path) -> None:
             assert len(pages_on_disk(cluster.workers[0].page_dir)) < 6
     finally:
         subprocess.run(["umount", "-l", str(home)], check=True)
+
+
+def test_a_store_that_hangs_keeps_no_other_mount_waiting(tmp_path: Path) -> None:
+    """More calls than a mount has threads; the store takes connections and never answers."""
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "f").write_bytes(DATA)
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as silent:
+        mounts = {"silent": f"http://127.0.0.1:{silent.getsockname()[1]}", "files": f"file://{files}"}
+        with LocalCluster(1, mounts=mounts, directory=tmp_path / "cluster") as cluster:
+            host, _, port = cluster.workers[0].address.rpartition(":")
+            asking = [socket.create_connection((host, int(port)), 60) for _ in range(40)]
+            for number, connection in enumerate(asking):
+                connection.sendall(
+                    f"GET /kara/v1/info?path=/silent/{number} HTTP/1.1\r\nHost: w\r\n\r\n".encode()
+                )
+            silent.settimeout(60)
+            accepted = [silent.accept()[0] for _ in range(16)]  # as many as a mount has threads
+            with client_of(cluster) as client:
+                assert read_all(client, "/files/f") == DATA
+                assert [info.path for info in client.list("/files")] == ["/files/f"]
+                assert fallbacks(client) == {}
+            for connection in [*asking, *accepted]:
+                connection.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import Any
 
@@ -16,6 +15,7 @@ from kara_cache.ufs.base import FileInfo
 from kara_worker.file_facts import FileFacts
 from kara_worker.listings import PAGE_ENTRIES, Listings
 from kara_worker.metrics import WorkerMetrics
+from kara_worker.mount_threads import MountThreads
 from kara_worker.mounted_stores import MountedStores
 
 
@@ -66,7 +66,7 @@ class Place:
         self.clock = Clock()
         mounts = MountTable([Mount("m", "memory://many", freshness=Freshness.parse(freshness))])
         self.stores = MountedStores(mounts, WorkerMetrics(), opener=lambda _: store)  # type: ignore[arg-type,return-value]
-        self.threads = ThreadPoolExecutor(4)
+        self.threads = MountThreads(4)
         self.listings = Listings(self.stores, self.threads, clock=self.clock, **options)
 
     async def names(self, path: str = "/m/d", **options: Any) -> list[str]:

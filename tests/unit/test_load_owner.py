@@ -21,6 +21,7 @@ from kara_worker.jobs.batch import Action, Batch, Outcome, Piece, Reason
 from kara_worker.jobs.load_metrics import LoadMetrics
 from kara_worker.jobs.owner import LoadOwner
 from kara_worker.metrics import WorkerMetrics
+from kara_worker.mount_threads import MountThreads
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.page_cache import RUN_BYTES, PageCache
 from kara_worker.pages.file_page_store import FilePageStore
@@ -40,7 +41,7 @@ def with_owner(directory: Path, work: Work, *, clock: Callable[[], float] = time
             pages, stores, metrics, store_threads=2, fill_memory_bytes=1 << 24, write_queue_bytes=1 << 24
         )
         threads = ThreadPoolExecutor(2)
-        facts = FileFacts(stores, threads)
+        facts = FileFacts(stores, MountThreads(2))
         config = LoadConfig(load_threads=2)
         source = LocalSource(stores, PAGE, seat_bytes=RUN_BYTES)
         owner = LoadOwner(

@@ -40,6 +40,7 @@ from kara_worker.identity import DirectoryLock, boot_id, load_or_create_identity
 from kara_worker.jobs.load_metrics import LoadMetrics
 from kara_worker.jobs.loads import Loads
 from kara_worker.metrics import WorkerCollector, WorkerMetrics
+from kara_worker.mount_threads import MountThreads
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.page_cache import PageCache
 from kara_worker.page_stores import open_page_store
@@ -112,8 +113,8 @@ class WorkerDaemon:
         self.identity = load_or_create_identity(directories[0])
         chosen = store.sendfile_above_bytes
         self._sendfile_above = send_costs.measured(directories[0]) if chosen is None else chosen
-        self._threads = ThreadPoolExecutor(16, thread_name_prefix="call")
-        stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
+        self._threads = MountThreads(16)
+        stack.callback(self._threads.shutdown)
         self._cache = PageCache(
             self._pages,
             self._stores,
@@ -179,7 +180,7 @@ class WorkerDaemon:
             self._facts,
             self._access,
             self._load_metrics,
-            self._threads,
+            self._threads.of(""),
             reads=self._page_reads,
         )
         stack.push_async_callback(self._loads.close)
@@ -197,7 +198,7 @@ class WorkerDaemon:
             self._loads.cluster,
             self._loads.board,
             self._metrics.hot_paths,
-            self._threads,
+            self._threads.of(""),
             show_paths=config.admin.paths or is_loopback(config.admin.host),
         )
         self._server.add_routes(self._loads.endpoints.routes())

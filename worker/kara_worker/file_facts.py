@@ -7,11 +7,11 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Executor
 
 from kara_cache.mount import Mount
 from kara_cache.ufs.base import FileInfo
 from kara_worker.listings import Listings
+from kara_worker.mount_threads import MountThreads
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.single_flight import SingleFlight
 
@@ -25,14 +25,14 @@ class FileFacts:
     moment ago may be there now. Event loop only."""
 
     def __init__(
-        self, stores: MountedStores, executor: Executor, *, clock: Callable[[], float] = time.monotonic
+        self, stores: MountedStores, threads: MountThreads, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._stores = stores
-        self._executor = executor
+        self._threads = threads
         self._clock = clock
         self._known: OrderedDict[str, tuple[float, FileInfo]] = OrderedDict()
         self._flights: SingleFlight[str, FileInfo] = SingleFlight()
-        self.listings = Listings(stores, executor, clock=clock)
+        self.listings = Listings(stores, threads, clock=clock)
 
     async def info(self, path: str, max_age_s: float = math.inf) -> FileInfo:
         """What was learnt more than `max_age_s` ago does not do for this caller, who has written since."""
@@ -101,4 +101,6 @@ class FileFacts:
             self._known.popitem(last=False)
 
     async def _ask(self, path: str) -> FileInfo:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._stores.info, path)
+        mount, _ = self._stores.locate(path)
+        threads = self._threads.of(mount.name)
+        return await asyncio.get_running_loop().run_in_executor(threads, self._stores.info, path)

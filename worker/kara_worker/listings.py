@@ -10,13 +10,13 @@ import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import Executor
 from itertools import dropwhile, islice
 
 from kara_cache.mount import normalize_path
 from kara_cache.ufs.base import FileInfo
 from kara_cache.ufs.path import listing_key
 from kara_cache.wire import decode_info, encode_info
+from kara_worker.mount_threads import MountThreads
 from kara_worker.mounted_stores import MountedStores
 
 PAGE_ENTRIES = 1000  # what OSS and S3 give in one answer
@@ -67,13 +67,13 @@ class Listings:
     def __init__(
         self,
         stores: MountedStores,
-        executor: Executor,
+        threads: MountThreads,
         *,
         budget_bytes: int = _BUDGET_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stores = stores
-        self._executor = executor
+        self._threads = threads
         self._budget_bytes = budget_bytes
         self._clock = clock
         self._kept: OrderedDict[Key, KeptListing] = OrderedDict()  # least recently used first
@@ -106,7 +106,7 @@ class Listings:
         entries = self._stores.list(path, recursive=recursive)
         if last:  # stores list in one order, that of the keys
             entries = dropwhile(lambda info: _key_of(info) <= last, entries)
-        while page := (await self._in_thread(_lines, entries))[0]:
+        while page := (await self._in_thread(path, _lines, entries))[0]:
             yield page
 
     def find(self, path: str) -> tuple[float, FileInfo] | None:
@@ -175,7 +175,7 @@ class Listings:
         behind: a thread may still be in its iterator."""
         done = False
         try:
-            lines, first, last, packed = await self._in_thread(_packed, listing.entries)
+            lines, first, last, packed = await self._in_thread(key[0], _packed, listing.entries)
             done = True
         finally:
             if not done:
@@ -210,9 +210,10 @@ class Listings:
             found.dropped = True
 
     async def _in_thread(
-        self, work: Callable[[Iterator[FileInfo]], Lines], entries: Iterator[FileInfo]
+        self, path: str, work: Callable[[Iterator[FileInfo]], Lines], entries: Iterator[FileInfo]
     ) -> Lines:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, entries)
+        threads = self._threads.of("" if path == "/" else self._stores.locate(path)[0].name)
+        return await asyncio.get_running_loop().run_in_executor(threads, work, entries)
 
 
 Lines = tuple[bytes, str, str, bytes]  # of a page, keys of its first and last entry; the lines deflated

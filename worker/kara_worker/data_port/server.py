@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from kara_cache.errors import AccessDenied, ConfigError, KaraError, WorkerBusy
@@ -38,6 +37,7 @@ from kara_worker.http.output import SocketOutput
 from kara_worker.http.request import Request
 from kara_worker.http.server import Connection
 from kara_worker.metrics import WorkerMetrics
+from kara_worker.mount_threads import MountThreads
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.page_cache import FileRef, PageCache
 
@@ -49,7 +49,7 @@ Handler = Callable[[Request], Awaitable[None]]
 
 
 class PageServer:
-    """Implements `Application`. Event loop only; store calls run in `executor`."""
+    """Implements `Application`. Event loop only; store calls run in `threads`."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class PageServer:
         access: AccessControl,
         metrics: WorkerMetrics,
         clients: ClientTotals,
-        executor: Executor,
+        threads: MountThreads,
         *,
         status: Callable[[], dict[str, Any]],
         sendfile_above: int,
@@ -73,7 +73,7 @@ class PageServer:
         self._access = access
         self._metrics = metrics
         self._clients = clients
-        self._executor = executor
+        self._threads = threads
         self._status = status
         self._add_mount = add_mount
         self._slow_reads = SlowReads(metrics.mean_store_seconds)
@@ -146,8 +146,9 @@ class PageServer:
         finally:
             self._metrics.observe(method, result, time.monotonic() - began)
 
-    async def _in_thread(self, work: Callable[..., V], *args: Any) -> V:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+    async def _in_thread(self, mount: Mount, work: Callable[..., V], *args: Any) -> V:
+        threads = self._threads.of(mount.name)
+        return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
 
     def forget_targets(self) -> None:
         """After the mount table changed."""
@@ -204,21 +205,23 @@ class PageServer:
         append = request.query.get("append") == "1"
         mount, relative = self._stores.writable(path)
         with self._metrics.store_request(mount.name, "write"):
-            store = await self._in_thread(self._stores.store, mount)
-            writer = await self._in_thread(lambda: store.open_writer(relative, append=append))
-            info = await upload(request.body(), writer, self._executor)
+            store = await self._in_thread(mount, self._stores.store, mount)
+            writer = await self._in_thread(mount, lambda: store.open_writer(relative, append=append))
+            info = await upload(request.body(), writer, self._threads.of(mount.name))
         self._facts.forget(path)
         await request.respond_json(encode_info(FileInfo(path, info.size, info.version, info.mtime)))
 
     async def _delete(self, request: Request) -> None:
         path = self._allowed(request, "write")
-        await self._in_thread(self._stores.delete, path)
+        mount, _ = self._stores.writable(path)
+        await self._in_thread(mount, self._stores.delete, path)
         self._facts.forget(path)
         await request.respond_json({})
 
     async def _make_directory(self, request: Request) -> None:
         path = self._allowed(request, "write")
-        await self._in_thread(self._stores.make_directory, path)
+        mount, _ = self._stores.writable(path)
+        await self._in_thread(mount, self._stores.make_directory, path)
         self._facts.forget(path)
         await request.respond_json({})
 
