@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import mmap
@@ -34,9 +35,18 @@ def filled_bytes(count: int, fill: Callable[[memoryview], object]) -> bytes:
     """
     if count >= _FAULTS_BYTES:
         _keep_what_is_freed()
-    result = io.BytesIO(bytes(count))
+    result = _Result(bytes(count))
     fill(result.getbuffer())
     return result.getvalue()
+
+
+class _Result(io.BytesIO):
+    """An error of `fill` has views in its traceback, and both may be collected together with us."""
+
+    def close(self) -> None:
+        """Called by the collector, which would print what it cannot raise."""
+        with contextlib.suppress(BufferError):
+            super().close()
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import subprocess
@@ -77,3 +78,21 @@ def test_a_view_that_somebody_keeps_is_not_of_the_result() -> None:
     result = filled_bytes(100, lambda view: kept.append(view[10:]))
     kept[0][:] = b"x" * 90
     assert result == bytes(100)
+
+
+def test_an_error_that_is_collected_with_its_views_says_nothing() -> None:
+    """Warnings of the collector are errors of the test in which it runs."""
+
+    class Failure(Exception):
+        views: list[memoryview]
+
+    def fill(view: memoryview) -> None:
+        failure = Failure()
+        failure.views = [view[10:]]
+        raise failure
+
+    try:
+        filled_bytes(100, fill)
+    except Failure as failure:
+        failure.args = (failure,)  # a cycle: only the collector ends it
+    gc.collect()
