@@ -251,6 +251,11 @@ class ScriptedWorker:
         with self._changed:
             assert self._changed.wait_for(lambda: self._answered == len(self.requests), WAIT_S)
 
+    def open_descriptors(self) -> int:
+        """Of this process, none of them for a request that is still being answered."""
+        self.settle()
+        return len(os.listdir("/proc/self/fd"))
+
     def content(self, path: str) -> bytes:
         try:
             return self.files[path].data

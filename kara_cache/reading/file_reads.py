@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from time import monotonic
 from typing import NamedTuple
 
@@ -20,8 +19,6 @@ from kara_cache.stripe import STRIPE_BYTES, stripes
 from kara_cache.transport.response import stages_told
 from kara_cache.transport.worker_client import WorkerClient
 from kara_cache.ufs.base import UnderStore
-
-_VERIFY_S = 1.0  # a worker is told of its corrupt page in so long or not at all
 
 
 class _Part:
@@ -184,7 +181,7 @@ class FileReads:
         try:
             hit = worker.read_into(file, start, view, keep=keep, deadline=part.deadline, marks=part.marks)
         except PageCorrupt:
-            self._report(worker, file, start, len(view))
+            worker.report_corrupt(file, start, len(view))
             raise
         self._answered(worker, part, part.held, hit=hit)
 
@@ -229,7 +226,7 @@ class FileReads:
             part.held += self._local.read_into(worker, part.file, start, view, part.deadline, part.marks)
         except PageCorrupt as exc:
             self._failover.failed(worker, exc)
-            self._report(worker, part.file, start, len(view))
+            worker.report_corrupt(part.file, start, len(view))
 
     def _local_corrupt(self, file: CachedFile, start: int, count: int, exc: PageCorrupt) -> None:
         """A page at hand was wrong: whose it is was not kept, so its owners on this host are told."""
@@ -238,12 +235,7 @@ class FileReads:
         for worker_id in self._failover.cluster.owners_of(table, file, start // STRIPE_BYTES):
             worker = table.clients[worker_id]
             if worker.link.is_local:
-                self._report(worker, file, start, count)
-
-    def _report(self, worker: WorkerClient, file: CachedFile, start: int, count: int) -> None:
-        # if it cannot be told now, it finds out by itself when it serves the page
-        with suppress(CacheError, OSError, ValueError):
-            worker.verify(file, start, count, monotonic() + _VERIFY_S)
+                worker.report_corrupt(file, start, count)
 
 
 def _nothing(path: str) -> None:

@@ -12,14 +12,12 @@ import mmap
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from time import monotonic
 from weakref import ref as weak
 
 from kara_cache.cached_file import CachedFile
 from kara_cache.checksum import checksum
 from kara_cache.client_metrics import ClientMetrics
-from kara_cache.errors import CacheError, PageCorrupt
+from kara_cache.errors import PageCorrupt
 from kara_cache.failover import Failover
 from kara_cache.page_buffers import fresh_memory
 from kara_cache.same_host.held_page import HeldPage
@@ -31,7 +29,6 @@ from kara_cache.transport.worker_client import WorkerClient
 MAPPED_BYTES = 1 << 30  # of pages that stay mapped although nobody may be looking at them
 MAPPED_PAGES = 256  # a mapping has a descriptor of its own
 _POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, for which Python has no name
-_VERIFY_S = 1.0  # a worker is told of its corrupt page in so long or not at all
 
 
 class PageViews:
@@ -129,8 +126,7 @@ class PageViews:
     def _corrupt(self, worker: WorkerClient, file: CachedFile, key: Key, exc: PageCorrupt) -> None:
         self._local.forget(key)
         self._metrics.fallback(exc.reason)
-        with suppress(CacheError, OSError, ValueError):  # it finds out by itself when it serves the page
-            worker.verify(file, key[2] * key[0], 1, monotonic() + _VERIFY_S)
+        worker.report_corrupt(file, key[2] * key[0], 1)
 
     def after_fork(self) -> None:
         """In the child, before anything else; takes no lock."""

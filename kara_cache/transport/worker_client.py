@@ -6,6 +6,7 @@ import builtins
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from kara_cache.transport.verified_body import receive_verified
 from kara_cache.transport.worker_link import Transport, WorkerLink, answered_error
 from kara_cache.ufs.base import FileInfo
 from kara_cache.wire import decode_info
+
+_REPORT_S = 1.0
 
 MAX_DESCRIPTORS = 64  # in one response, docs/protocol.md
 
@@ -135,6 +138,12 @@ class WorkerClient:
     def verify(self, file: CachedFile, start: int, length: int, deadline: float) -> None:
         """Has the pages under a range compared with their sums; wrong ones are dropped."""
         self.call("POST", "/verify", deadline, *_identity(file), ("start", start), ("length", length))
+
+    def report_corrupt(self, file: CachedFile, start: int, length: int) -> None:
+        """Tells it of wrong bytes in pages that came from it, within a second or not at all: if it
+        cannot be told now, it finds out by itself when it serves the page."""
+        with suppress(CacheError, OSError, ValueError):
+            self.verify(file, start, length, monotonic() + _REPORT_S)
 
     def put(
         self, path: str, chunks: Iterable[bytes], size: int, *, append: bool, timeout_s: float

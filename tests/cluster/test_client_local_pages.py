@@ -48,11 +48,6 @@ def client(worker: ScriptedWorker) -> Iterator[CacheClient]:
         yield made
 
 
-def open_descriptors(worker: ScriptedWorker) -> int:
-    worker.settle()
-    return len(os.listdir("/proc/self/fd"))
-
-
 def test_a_page_is_asked_for_once_and_then_read_without_a_request(
     client: CacheClient, worker: ScriptedWorker
 ) -> None:
@@ -135,11 +130,11 @@ def test_batches_stop_asking_for_pages_when_no_more_may_be_held(
     client._local._limit = 10
     file = client.info(PATH)
     client.read(file, 0, 1)
-    before = open_descriptors(worker)
+    before = worker.open_descriptors()
     for _ in range(3):
         got = client.read_ranges([(file, index * PAGE, 9) for index in range(40)])
         assert got == [CONTENT[index * PAGE : index * PAGE + 9] for index in range(40)]
-    assert open_descriptors(worker) == before + 9
+    assert worker.open_descriptors() == before + 9
     assert client.metrics.reads == {"worker": 90, "local": 31, "store": 0, "error": 0}
 
 
@@ -190,11 +185,11 @@ def test_a_descriptor_of_something_else_is_not_used(
     client: CacheClient, worker: ScriptedWorker, build: Callable[[PageHeader, bytes], bytes]
 ) -> None:
     file = client.info(PATH)
-    before = open_descriptors(worker)
+    before = worker.open_descriptors()
     worker.plan("GET", "/pages", passing(build))
     assert client.read(file, 3 * PAGE + 10, 1000) == CONTENT[3 * PAGE + 10 : 3 * PAGE + 1010]
     assert worker.count("GET", "/read") == 1
-    assert open_descriptors(worker) == before
+    assert worker.open_descriptors() == before
 
 
 def _bit_flipped(header: PageHeader, data: bytes) -> bytes:
@@ -332,17 +327,17 @@ def test_pages_are_renewed_so_that_the_worker_sees_their_use(
 
 def test_descriptors_are_bounded_the_least_used_go_first(worker: ScriptedWorker, link: WorkerClient) -> None:
     local, file = LocalPages(limit=4), CachedFile(worker.file(PATH))
-    before = open_descriptors(worker)
+    before = worker.open_descriptors()
     for index in (0, 10, 20, 30):
         read(local, link, file, index * PAGE, 10)
     read(local, link, file, 0, 10)
     read(local, link, file, 40 * PAGE, 10)
     assert repr(local) == "<LocalPages 4 of 4>"
-    assert open_descriptors(worker) == before + 4
+    assert worker.open_descriptors() == before + 4
     held = [local.read_held(file, index * PAGE, memoryview(bytearray(10))) for index in (0, 10, 20, 30, 40)]
     assert held == [10, 0, 10, 10, 10]
     local.close()
-    assert open_descriptors(worker) == before
+    assert worker.open_descriptors() == before
 
 
 def test_a_descriptor_stays_open_while_a_thread_uses_it(worker: ScriptedWorker, link: WorkerClient) -> None:

@@ -43,11 +43,6 @@ def is_mapped(view: memoryview) -> bool:
     return isinstance(view.obj, mmap.mmap)
 
 
-def open_descriptors(worker: ScriptedWorker) -> int:
-    worker.settle()
-    return len(os.listdir("/proc/self/fd"))
-
-
 def test_views_of_a_page_are_one_piece_of_memory(client: CacheClient, worker: ScriptedWorker) -> None:
     file = client.info(PATH)
     first = client.view(file, 10, 1000)
@@ -94,14 +89,14 @@ def test_a_view_outlives_page_worker_and_client(client: CacheClient, worker: Scr
 def test_descriptors_and_memory_go_with_the_last_view(client: CacheClient, worker: ScriptedWorker) -> None:
     file = client.info(PATH)
     client.read(file, 3 * PAGE, 10)
-    before = open_descriptors(worker)
+    before = worker.open_descriptors()
     view = client.view(file, 3 * PAGE, 10)
-    assert open_descriptors(worker) == before + 1, "that of the mapping"
+    assert worker.open_descriptors() == before + 1, "that of the mapping"
     client._local.pages.popitem()
     assert view == CONTENT[3 * PAGE : 3 * PAGE + 10]
-    assert open_descriptors(worker) == before, "that of the page is closed"
+    assert worker.open_descriptors() == before, "that of the page is closed"
     del view
-    assert open_descriptors(worker) == before - 1
+    assert worker.open_descriptors() == before - 1
 
 
 def test_few_pages_stay_mapped_and_none_that_is_looked_at_goes(

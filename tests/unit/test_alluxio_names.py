@@ -15,7 +15,7 @@ from kara_worker.alluxio.raw_query import form_values, spellings, split_path, sp
 from kara_worker.alluxio.ufs_names import UfsNames, UnknownMount, quoted_path
 
 MOUNTS = MountTable(
-    [Mount("data", "s3://bucket/root"), Mount("disk", "/srv/sets"), Mount("web", "http://h/x")]
+    [Mount("data", "s3://bucket/tree"), Mount("disk", "/srv/sets"), Mount("web", "http://h/x")]
 )
 # "#" is not here: whatever follows it is not sent at all
 names = st.text(
@@ -36,7 +36,7 @@ def sent(url: str, params: dict[str, object] | None = None) -> str:
 
 @given(names)
 def test_a_pasted_path_is_read_as_it_was_meant(name: str) -> None:
-    url = f"s3://bucket/root/{name}"
+    url = f"s3://bucket/tree/{name}"
     raw, values = split_path(
         sent(f"http://h/v1/range/x?ufsFullPath={url}&offset=7&length=9"), "ufsFullPath", ("offset", "length")
     )
@@ -64,7 +64,7 @@ def test_a_pasted_path_is_read_as_it_was_meant(name: str) -> None:
     ],
 )
 def test_names_that_look_like_escapes(name: str) -> None:
-    url = f"s3://bucket/root/{name}"
+    url = f"s3://bucket/tree/{name}"
     query = sent(f"http://h/v1/range/x?ufsFullPath={url}&offset=7&length=9")
     raw, values = split_path(query, "ufsFullPath", ("offset", "length"))
     assert UfsNames(lambda: MOUNTS).resolve(digest(url), raw) == url
@@ -72,7 +72,7 @@ def test_names_that_look_like_escapes(name: str) -> None:
 
 
 def test_an_escape_beside_a_space_is_known_by_its_id_after_info() -> None:
-    url = "s3://bucket/root/a%20b c"
+    url = "s3://bucket/tree/a%20b c"
     raw, _ = split_path(
         sent(f"http://h/v1/chunk/x?ufsFullPath={url}&chunkSize=1"), "ufsFullPath", ("chunkSize",)
     )
@@ -84,11 +84,11 @@ def test_an_escape_beside_a_space_is_known_by_its_id_after_info() -> None:
 
 
 def test_a_path_cut_at_a_fragment_is_refused_rather_than_another_file() -> None:
-    url = "s3://bucket/root/a#b"
+    url = "s3://bucket/tree/a#b"
     raw, values = split_path(
         sent(f"http://h/v1/range/x?ufsFullPath={url}&offset=0&length=9"), "ufsFullPath", ()
     )
-    assert (raw, values) == ("s3://bucket/root/a", {})
+    assert (raw, values) == ("s3://bucket/tree/a", {})
     known = UfsNames(lambda: MOUNTS)
     with pytest.raises(ValueError, match="cut at a '#'"):
         known.resolve(digest(url), raw)
@@ -135,14 +135,14 @@ def test_no_query_breaks_the_parser(text: str) -> None:
 def test_urls_become_kara_paths_by_mount_and_back() -> None:
     known = UfsNames(lambda: MOUNTS)
     for url, path in [
-        ("s3://bucket/root/a/b", "/data/a/b"),
+        ("s3://bucket/tree/a/b", "/data/a/b"),
         ("file:///srv/sets/x y", "/disk/x y"),
         ("http://h/x/a%20b", "/web/a b"),
     ]:
         assert known.kara_path(url) == path
         assert known.url(path) == url
-    assert known.kara_path("s3a://bucket/root/a/") == "/data/a"
-    for outside in ("s3://bucket/rooted", "s3://other/root", "file:///etc/passwd"):
+    assert known.kara_path("s3a://bucket/tree/a/") == "/data/a"
+    for outside in ("s3://bucket/trees", "s3://other/tree", "file:///etc/passwd"):
         with pytest.raises(UnknownMount):
             known.kara_path(outside)
     with pytest.raises(ValueError):

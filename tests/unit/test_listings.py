@@ -66,7 +66,7 @@ class Place:
         self.clock = Clock()
         mounts = MountTable([Mount("m", "memory://many", freshness=Freshness.parse(freshness))])
         self.stores = MountedStores(mounts, WorkerMetrics(), opener=lambda _: store)  # type: ignore[arg-type,return-value]
-        self.threads = MountThreads(4)
+        self.threads = MountThreads(4, "call")
         self.listings = Listings(self.stores, self.threads, clock=self.clock, **options)
 
     async def names(self, path: str = "/m/d", **options: Any) -> list[str]:

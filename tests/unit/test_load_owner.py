@@ -41,7 +41,7 @@ def with_owner(directory: Path, work: Work, *, clock: Callable[[], float] = time
             pages, stores, metrics, store_threads=2, fill_memory_bytes=1 << 24, write_queue_bytes=1 << 24
         )
         threads = ThreadPoolExecutor(2)
-        facts = FileFacts(stores, MountThreads(2))
+        facts = FileFacts(stores, MountThreads(2, "call"))
         config = LoadConfig(load_threads=2)
         source = LocalSource(stores, PAGE, seat_bytes=RUN_BYTES)
         owner = LoadOwner(

@@ -113,7 +113,7 @@ class WorkerDaemon:
         self.identity = load_or_create_identity(directories[0])
         chosen = store.sendfile_above_bytes
         self._sendfile_above = send_costs.measured(directories[0]) if chosen is None else chosen
-        self._threads = MountThreads(16)
+        self._threads = MountThreads(16, "call")
         stack.callback(self._threads.shutdown)
         self._cache = PageCache(
             self._pages,

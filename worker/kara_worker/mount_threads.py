@@ -8,9 +8,10 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 class MountThreads:
     """Event loop only. A thread begins when it is needed for the first time."""
 
-    def __init__(self, count: int) -> None:
-        """`count` for each mount."""
+    def __init__(self, count: int, name: str) -> None:
+        """`count` for each mount; `name` is what those of threads begin with."""
         self._count = count
+        self._name = name
         self._pools: dict[str, ThreadPoolExecutor] = {}
 
     def __repr__(self) -> str:
@@ -20,7 +21,7 @@ class MountThreads:
         """Of the mount of this name; of "" for what waits for none."""
         pool = self._pools.get(mount)
         if pool is None:
-            name = f"call-{mount}" if mount else "call"
+            name = f"{self._name}-{mount}" if mount else self._name
             pool = self._pools[mount] = ThreadPoolExecutor(self._count, thread_name_prefix=name)
         return pool
 

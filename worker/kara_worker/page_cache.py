@@ -19,6 +19,7 @@ from kara_worker.fill_memory import FillMemory
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mounted_stores import MountedStores
 from kara_worker.pages.page_store import PageStore, StoredPage
+from kara_worker.store_lanes import StoreLane, StoreLanes
 
 V = TypeVar("V")
 RUN_BYTES = 8 << 20  # neighbouring missing pages fetched by one request; precedent: 8 MiB parts of S3 clients
@@ -65,22 +66,6 @@ class FillPart:
 Part = CachedPart | FillPart
 
 
-@dataclass(frozen=True, slots=True)
-class StoreLane:
-    """What fills of one mount may use, so that a store that hangs keeps nobody else's readers waiting."""
-
-    threads: ThreadPoolExecutor
-    memory: ByteBudget
-
-    @classmethod
-    def of(cls, threads: int, memory_bytes: int) -> StoreLane:
-        """A quarter of the memory is left to other mounts, whatever this one does."""
-        limit = memory_bytes - memory_bytes // 4
-        return cls(
-            ThreadPoolExecutor(threads, thread_name_prefix="store"), ByteBudget(limit, what="fill memory")
-        )
-
-
 class PageCache:
     """Event loop only; disk and store work runs in its own threads."""
 
@@ -104,8 +89,7 @@ class PageCache:
         self._write_queue_bytes = write_queue_bytes
         self._queued_bytes = 0
         self._tasks: dict[asyncio.Task[None], tuple[str, ...]] = {}  # running fills, with their paths
-        self._store_threads = store_threads
-        self._lanes: dict[str, StoreLane] = {}  # by mount
+        self._lanes = StoreLanes(store_threads, self._memory.limit)
         self._disk_threads = ThreadPoolExecutor(2, thread_name_prefix="disk")
         self.before_put: Callable[[bytes, str], None] = _nothing  # file id and path; in any thread
 
@@ -197,7 +181,7 @@ class PageCache:
             self._start_fill(ref, run, keep)
 
     def _start_fill(self, ref: FileRef, run: list[int], keep: bool) -> None:
-        fill, lane = self.enter(ref, run, keep=keep), self._lane(ref.mount)
+        fill, lane = self.enter(ref, run, keep=keep), self._lanes.of(ref.mount.name)
         size = fill.stop - fill.start
         if asked := self._take_room(lane, size):  # the store is asked while the reader's request goes on
             self._ask(ref, fill, lane)
@@ -262,12 +246,6 @@ class PageCache:
                 lane.memory.release(size)
             if held == 2:
                 self._memory.release(size)
-
-    def _lane(self, mount: Mount) -> StoreLane:
-        lane = self._lanes.get(mount.name)
-        if lane is None:
-            lane = self._lanes[mount.name] = StoreLane.of(self._store_threads, self._memory.limit)
-        return lane
 
     def _ask(self, ref: FileRef, fill: Fill, lane: StoreLane) -> None:
         try:
@@ -391,8 +369,7 @@ class PageCache:
             await asyncio.wait(self._tasks, timeout=drain_s)
         for task in self._tasks:
             task.cancel()
-        for lane in self._lanes.values():
-            lane.threads.shutdown(wait=False, cancel_futures=True)
+        self._lanes.shutdown()
         self._disk_threads.shutdown(wait=True)
 
 

@@ -13,7 +13,7 @@ from kara_worker.data_port.hit_reads import head_of_hits
 from kara_worker.data_port.served_stages import ServedStages
 from kara_worker.data_port.verified_read import in_memory, read_verified_copy
 from kara_worker.fill import Fill
-from kara_worker.http.output import PageSlice, SocketOutput
+from kara_worker.http.output import Output, PageSlice, SocketOutput
 from kara_worker.http.request import Request
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.page_cache import CachedPart, FileRef, FillPart, PageCache, Part
@@ -130,9 +130,7 @@ class Reads:
         output.put(self._filled_head)
         for part in parts:
             view = part.fill.view(part.start, part.stop)
-            output.put(b"%x\r\n" % len(view))
-            output.put(view)
-            output.put(b"\r\n")
+            _put_chunk(output, view)
             sums.append(f"{part.fill.sum_of(part.start, part.stop):016x}")
         output.put(f"0\r\n{STAGES_HEADER}: {stages}\r\n{SUM_HEADER}: {','.join(sums)}\r\n\r\n".encode())
         self._metrics.served[ref.mount.name].store_bytes += parts[-1].stop - parts[0].start
@@ -204,13 +202,18 @@ class Reads:
 async def _write_held(request: Request, data: memoryview | bytes) -> None:
     """A chunk of memory that stays as it is until it has been sent. Others have their turn after it."""
     output = request.connection.output
-    output.put(b"%x\r\n" % len(data))
-    output.put(data)
-    output.put(b"\r\n")
+    _put_chunk(output, data)
     if output.flush():
         await asyncio.sleep(0)
     else:
         await output.drain()
+
+
+def _put_chunk(output: Output, data: memoryview | bytes) -> None:
+    """RFC 9112 section 7.1."""
+    output.put(b"%x\r\n" % len(data))
+    output.put(data)
+    output.put(b"\r\n")
 
 
 async def until_complete(request: Request, fill: Fill) -> None:

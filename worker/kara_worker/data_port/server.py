@@ -212,16 +212,15 @@ class PageServer:
         await request.respond_json(encode_info(FileInfo(path, info.size, info.version, info.mtime)))
 
     async def _delete(self, request: Request) -> None:
-        path = self._allowed(request, "write")
-        mount, _ = self._stores.writable(path)
-        await self._in_thread(mount, self._stores.delete, path)
-        self._facts.forget(path)
-        await request.respond_json({})
+        await self._change(request, self._stores.delete)
 
     async def _make_directory(self, request: Request) -> None:
+        await self._change(request, self._stores.make_directory)
+
+    async def _change(self, request: Request, change: Callable[[str], None]) -> None:
         path = self._allowed(request, "write")
         mount, _ = self._stores.writable(path)
-        await self._in_thread(mount, self._stores.make_directory, path)
+        await self._in_thread(mount, change, path)
         self._facts.forget(path)
         await request.respond_json({})
 

@@ -10,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from kara_cache.cluster import Cluster
-from kara_cache.errors import FormatError, KaraError, WorkerBusy
+from kara_cache.errors import KaraError, WorkerBusy
 from kara_cache.membership.base import MemberState
 from kara_cache.page import PageHeader, PageId
 from kara_cache.stripe import STRIPE_BYTES
 from kara_cache.transport.worker_client import WorkerClient
 from kara_worker.handover.offer import Offer, Taken
 from kara_worker.page_cache import PageCache
-from kara_worker.peer_page import fetch_page
+from kara_worker.peer_page import take_page
 
 log = logging.getLogger(__name__)
 
@@ -105,15 +105,10 @@ class Guests:
         if self._closing or time.monotonic() >= ends:
             return None
         try:
-            header, data = fetch_page(client, page, ends)
-            mount, _ = self._cache.stores.locate(header.path)
-            if header.page_bytes != self._cache.page_bytes:
-                raise FormatError(f"page {page} of {header.page_bytes} bytes")
+            return take_page(self._cache, client, page, ends)
         except (KaraError, OSError, ValueError) as exc:
             log.debug("guest.failed %s of worker %s: %s", page, client.id, exc)
             return None
-        self._cache.before_put(page.file_id, header.path)
-        return header if self._cache.pages.put(header, data, group=mount.name) else None
 
     async def sweep(self) -> int:
         """Drops pages of workers that are back; their number. To be called now and then."""

@@ -79,8 +79,8 @@ class Output(Protocol):
     def close(self) -> None: ...
 
 
-class _Waiting:
-    """The wait for an empty queue, shared by both outputs."""
+class _Queued:
+    """The queue and the wait for its end, shared by both outputs, which say how it is emptied."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -92,6 +92,19 @@ class _Waiting:
     @property
     def pending(self) -> bool:
         return bool(self._queue)
+
+    def send(self, *items: Item) -> bool:
+        self._queue.extend(items)
+        if self.flush():
+            return True
+        self._own_memory()
+        return False
+
+    def put(self, item: bytes | memoryview | PageSlice) -> None:
+        self._queue.append(item)
+
+    def flush(self) -> bool:
+        raise NotImplementedError
 
     async def drain(self) -> None:
         while self._queue and not self._closed:
@@ -123,7 +136,7 @@ def _bring(item: PageSlice) -> None:
         os.preadv(fd, [probe], at)
 
 
-class SocketOutput(_Waiting):
+class SocketOutput(_Queued):
     """Plain TCP or unix socket. Owns it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: SocketTransport) -> None:
@@ -133,16 +146,6 @@ class SocketOutput(_Waiting):
         self._send = self._socket.send
         self._fd = self._socket.fileno()
         self._watching = False
-
-    def send(self, *items: Item) -> bool:
-        self._queue.extend(items)
-        if self.flush():
-            return True
-        self._own_memory()
-        return False
-
-    def put(self, item: bytes | memoryview | PageSlice) -> None:
-        self._queue.append(item)
 
     def flush(self) -> bool:
         if self._watching:
@@ -279,23 +282,13 @@ class SocketOutput(_Waiting):
         self._wake()
 
 
-class TransportOutput(_Waiting):
+class TransportOutput(_Queued):
     """TLS: bytes go through the transport, page files are read and written in chunks."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
         super().__init__(loop)
         self._transport = transport
         self.paused = False
-
-    def send(self, *items: Item) -> bool:
-        self._queue.extend(items)
-        if self.flush():
-            return True
-        self._own_memory()
-        return False
-
-    def put(self, item: bytes | memoryview | PageSlice) -> None:
-        self._queue.append(item)
 
     def flush(self) -> bool:
         while self._queue and not self.paused and not self._closed:

@@ -10,7 +10,7 @@ from kara_cache.errors import KaraError, WorkerUnavailable
 from kara_cache.page import PageId
 from kara_cache.transport.worker_client import WorkerClient
 from kara_worker.page_cache import FileRef, PageCache
-from kara_worker.peer_page import fetch_page
+from kara_worker.peer_page import take_page
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,10 @@ class Copies:
 
     def _take(self, client: WorkerClient, ref: FileRef, index: int) -> bool:
         try:
-            header, data = fetch_page(client, PageId(ref.file_id, index), time.monotonic() + _PAGE_S)
+            page, deadline = PageId(ref.file_id, index), time.monotonic() + _PAGE_S
+            return take_page(self._cache, client, page, deadline) is not None
         except WorkerUnavailable:
             raise
         except (KaraError, OSError, ValueError) as exc:
             log.debug("no copy of page %d of %s: %s", index, ref.path, exc)
             return False
-        if header.page_bytes != self._cache.page_bytes:
-            return False
-        self._cache.before_put(ref.file_id, ref.path)
-        return self._cache.pages.put(header, data, group=ref.mount.name)
