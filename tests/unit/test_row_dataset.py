@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import array
 import ctypes
+import gc
 import itertools
 import math
 import mmap
 import multiprocessing
 import operator
+import os
 import pickle
 import threading
 import warnings
@@ -200,6 +202,23 @@ def test_a_window_outlives_its_parent(storage: KaraStorage) -> None:
     part.close()
     with pytest.raises(RuntimeError, match="closed"):
         part[0]
+
+
+@pytest.mark.parametrize("use", [len, list, RowDataset.read, lambda dataset: dataset[[1, 400]]])
+@pytest.mark.parametrize("end", [RowDataset.close, lambda dataset: None])
+def test_files_are_given_back_without_the_collector(storage: KaraStorage, use: Any, end: Any) -> None:
+    """It may be switched off, as training programs do."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = os.listdir("/proc/self/fd")
+        dataset = storage.open("ns", "json")
+        use(dataset)
+        end(dataset)
+        del dataset
+        assert os.listdir("/proc/self/fd") == before
+    finally:
+        gc.enable()
 
 
 # -- a file ----------------------------------------------------------------------------------------

@@ -326,7 +326,7 @@ class RowDataset:
         self._start, self._stop = start, min(start + length, reader.count)
         if self.mode == "r":
             self._count = reader.count
-        self._row = reader.row_as_bytes() if self._objects.wants_bytes else reader.row
+        self._row = reader.bytes_function() if self._objects.wants_bytes else reader.row_function()
         self._opened = reader
 
     def _forget(self) -> None:

@@ -46,13 +46,9 @@ class RowReader:
         self._summed = min(len(self._sums), self.count)
         self._arrays: tuple[Any, Any] | None = None  # ends and sums, for numpy
         self._read = self._data.read
-        self.row = self._fast_row()
 
     def __repr__(self) -> str:
         return f"<RowReader {self.count} rows, {self._summed} with checksums, {self.version}>"
-
-    row: Callable[[int], Row]
-    """Row `number`, which must be in [0, count)."""
 
     @property
     def nbytes(self) -> int:
@@ -63,8 +59,12 @@ class RowReader:
     def mapped(self) -> bool:
         return isinstance(self._data, MappedBytes)
 
-    def _fast_row(self) -> Callable[[int], Row]:
-        """For the usual case, a function that has all it needs in local variables: half the time."""
+    def row_function(self) -> Callable[[int], Row]:
+        """A function that returns row `number`, which must be in [0, count).
+
+        It has all it needs in local variables, which takes half the time of a method, and so keeps the
+        files mapped. It is not kept here: a cycle would keep them until the collector comes.
+        """
         slow, ends, sums, read = self._slow_row, self._ends, self._sums, self._data.read
         if self._summed < self.count:
             return slow
@@ -113,11 +113,12 @@ class RowReader:
             self._compare([number], [found])
         return found
 
-    def row_as_bytes(self) -> Callable[[int], bytes]:
-        """Like `row`, for callers that want no views."""
+    def bytes_function(self) -> Callable[[int], bytes]:
+        """The same, for callers that want no views."""
+        row = self.row_function()
         if isinstance(self._data, MappedBytes):
-            return cast(Callable[[int], bytes], self.row)  # they are bytes
-        return lambda number: bytes(self.row(number))
+            return cast(Callable[[int], bytes], row)  # they are bytes
+        return lambda number: bytes(row(number))
 
     def rows(self, start: int, stop: int) -> Sequence[Row]:
         """Rows [start, stop), which must be in [0, count]."""
@@ -213,9 +214,10 @@ class RowReader:
 
     def damage(self, start: int, stop: int) -> Iterator[tuple[int, str]]:
         """The damaged ones of rows [start, stop), and what is wrong with each."""
+        row = self.row_function()
         for number in range(start, stop):
             try:
-                self.row(number)
+                row(number)
             except FormatError as exc:  # noqa: PERF203 - a file read each
                 yield number, str(exc)
 
