@@ -176,9 +176,8 @@ WHY |= {
 
 
 WHY["growth_workers_balance"] = (
-    "a sample: each of 30,000 different files falls to one worker in eight, which is 1.6 % up or down (a "
-    "standard deviation) for each of them, and the table of slots may give one 2 % more than its share. The "
-    "fullest of eight then is 1.02 to 1.06 of the mean, by the names of the files and of the workers."
+    "the table of slots may give one worker 2 % more than its share, and does; a million names add chance: 0.4 % "
+    "for the fullest of eight."
 )
 
 

@@ -1,4 +1,11 @@
-"""Does a read cost more when the worker has more pages? A thousand to a million of them."""
+"""Does a read cost more when the worker has more pages? Ten thousand to a million of them.
+
+Reads of two kinds, each a short turn that every worker has in each round: of pages that were not read for
+longest, which are looked up in the index and opened; and of the same few pages again and again. Which kind a
+read is must not depend on how fast the worker is: a turn is a number of reads, not a time, and more pages
+pass between two reads of the first kind than a worker keeps open. A second worker with as many pages as the
+first says how far two that are alike differ.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +21,21 @@ from time import perf_counter, sleep
 from benchmarks.machine import SERVER_CORES, on_cores
 from benchmarks.memory import resident_bytes
 from benchmarks.page_maker import FOOTPRINT_BYTES, PAGE_BYTES, PAGE_STORE, path_of
-from benchmarks.rounds import interleave, tree_cpu_s
+from benchmarks.rounds import interleave, threads_cpu_s, tree_cpu_s
 from benchmarks.scene import MIB, Scene
 from benchmarks.table_row import Row, Target
 from kara_cache.wire import read_target
 from kara_worker.testing.cluster import LocalCluster, WorkerProcess
 
-_COUNTS = (1_000, 10_000, 100_000, 1_000_000)  # the first fits into what is kept open
+_COUNTS = (10_000, 100_000, 1_000_000)
 _TINY = (500, 2_000, 6_000)
-_ASKED = 10_000  # different pages that are read, of however many there are
+_AGAIN = "again"  # another worker with as many pages as the smallest
+_ASKED = 10_000  # different pages that are read, of however many there are; a worker keeps 8192 open
+_TURN = 1_000  # reads of pages that are not open
+_OPEN = 1_000  # pages that are read in every turn
+_OPEN_TURNS = 4  # reads of each of them in one
 _CONNECTIONS = 16
-_ROUNDS = 5
+_ROUNDS = 6  # for each that is asked for: they are short
 _FILL_S = 240.0  # the next population is left out when it would take longer than this
 _CALM_S = 0.05  # of processor time in half a second
 _MOST_SETTLING_S = 60.0
@@ -32,22 +43,24 @@ _MOST_SETTLING_S = 60.0
 
 def run(scene: Scene) -> list[Row]:
     with contextlib.ExitStack() as stack:
-        workers: dict[int, WorkerProcess] = {}
+        workers: dict[str, WorkerProcess] = {}
         started: dict[int, float] = {}
-        for count in _TINY if scene.settings.tiny else _COUNTS:
-            home = scene.home / f"pages-{count}"
+        counts = _TINY if scene.settings.tiny else _COUNTS
+        for name, count in [(_AGAIN, counts[0]), *((str(count), count) for count in counts)]:
+            home = scene.home / f"pages-{name}"
             stack.callback(shutil.rmtree, home, ignore_errors=True)
             if not _fill(scene, home, count):
                 break
             began = perf_counter()
-            workers[count] = stack.enter_context(_worker(scene, home, count))
+            workers[name] = stack.enter_context(_worker(scene, home, count))
             started[count] = perf_counter() - began
-            _settle(workers[count])
+            _settle(workers[name])
         if len(workers) < 3:
             return []
         stack.enter_context(scene.also(*(worker.pid for worker in workers.values())))
         stack.enter_context(scene.clients_pinned())
-        return _measured(scene, workers, started)
+        memory = {count: float(resident_bytes(workers[str(count)].pid)) for count in started}
+        return [*_measured(scene, workers, list(started)), *_stood(memory, started)]
 
 
 _expected_s = [0.0]
@@ -93,77 +106,101 @@ def _settle(worker: WorkerProcess) -> None:
         calm = calm + 1 if tree_cpu_s(worker.pid) - before < _CALM_S else 0
 
 
-def _measured(scene: Scene, workers: dict[int, WorkerProcess], started: dict[int, float]) -> list[Row]:
-    counts = list(workers)
-    variants = {str(count): _loaded(scene, worker, count) for count, worker in workers.items()}
+def _measured(scene: Scene, workers: dict[str, WorkerProcess], counts: list[int]) -> list[Row]:
+    variants: dict[str, Callable[[], dict[str, float]]] = {}
+    for name, worker in workers.items():
+        count = counts[0] if name == _AGAIN else int(name)
+        reads = _Reads(scene, worker, count)
+        reads.warm()
+        variants[name], variants[f"{name} open"] = reads.of_others, reads.of_open
     fetched = scene.nginx.requests()
-    for once in variants.values():
-        once()  # what has to be opened is open, and what has to be listed is listed
-    rounds = interleave(variants, min(_ROUNDS, scene.settings.rounds), scene.meter)
+    rounds = interleave(variants, _ROUNDS * scene.settings.rounds, scene.meter)
     asked = scene.nginx.requests() - fetched
+    few, many = str(counts[0]), str(counts[-1])
+    title = f"read of one of {counts[-1]:,} pages / of {counts[0]:,} pages"
+    same = f"control: the same of another worker with {counts[0]:,} pages / of the first"
+    compared = (
+        ("time", many, few, "", "us", f"{title}, us a read", Target(1.2, at_least=False)),
+        ("cpu", many, few, "", "cpu_us", f"{title}, us of the worker's CPU a read", None),
+        ("open", many, few, " open", "us", f"{title}, of the same {_OPEN:,} again, us", None),
+        ("alike", _AGAIN, few, "", "us", f"{same}, us a read", Target(1.05, at_least=False)),
+        ("alike_cpu", _AGAIN, few, "", "cpu_us", f"{same}, us of the worker's CPU a read", None),
+    )
     rows = []
-    few, many = str(counts[1]), str(counts[-1])
-    for key, metric, title in (
-        ("time", "us", "us a read"),
-        ("cpu", "cpu_us", "us of the worker's CPU a read"),
-    ):
-        points = [(float(count), rounds.median(str(count), metric)) for count in counts]
+    for key, over, under, kind, metric, what, target in compared:
+        points = [(float(count), rounds.median(f"{count}{kind}", metric)) for count in counts]
         rows.append(
             Row(
                 f"growth_pages_{key}",
-                f"read of one of {int(many):,} pages / of {int(few):,} pages, {title}",
-                rounds.ratios(many, few, metric),
-                Target(1.2, at_least=False) if key == "time" else None,
-                detail={f"{count:,} pages, {title}": value for count, value in points},
-                plot=(f"{title}, {_CONNECTIONS} connections", "pages in the store"),
-                series={"worker": points},
+                what,
+                rounds.ratios(f"{over}{kind}", f"{under}{kind}", metric),
+                target,
+                detail={f"{count:,.0f} pages, us": value for count, value in points},
+                plot=(f"{what}, {_CONNECTIONS} connections", "pages in the store"),
+                series={"worker": points} if over == many else {},
             ).of(rounds)
         )
-    memory = {count: float(resident_bytes(worker.pid)) for count, worker in workers.items()}
-    each = (memory[counts[-1]] - memory[counts[1]]) / (counts[-1] - counts[1])
+    what = "control: growth with pages: requests to the store"
+    return [*rows, Row("control_growth_pages", what, [asked], Target(0, "", at_least=False), "")]
+
+
+def _stood(memory: dict[int, float], started: dict[int, float]) -> list[Row]:
+    """What the pages take before anybody reads them."""
+    few, many = min(memory), max(memory)
+    each = (memory[many] - memory[few]) / (many - few)
+    points = [(float(count), value / 1e6) for count, value in memory.items()]
     return [
-        *rows,
         Row(
             "growth_pages_memory",
-            f"memory of the worker for each page, {int(few):,} to {int(many):,} pages",
+            f"memory of the worker for each page, {few:,} to {many:,} pages",
             [each],
             None,
             "bytes",
-            {f"{count:,} pages, resident MB": value / 1e6 for count, value in memory.items()},
+            {f"{count:,.0f} pages, resident MB": value for count, value in points},
             plot=("resident memory of the worker, MB", "pages in the store"),
-            series={"worker": [(float(count), value / 1e6) for count, value in memory.items()]},
+            series={"worker": points},
         ),
         Row(
             "growth_pages_start",
-            f"start of a worker that has {int(many):,} pages, until it serves",
-            [started[counts[-1]]],
+            f"start of a worker that has {many:,} pages, until it serves",
+            [started[many]],
             None,
             "s",
             {f"{count:,} pages, s": value for count, value in started.items()},
         ),
-        Row(
-            "control_growth_pages",
-            "control: growth with pages: requests to the store",
-            [asked],
-            Target(0, "", at_least=False),
-            "",
-        ),
     ]
 
 
-def _loaded(scene: Scene, worker: WorkerProcess, count: int) -> Callable[[], dict[str, float]]:
-    chosen = Random(7).sample(range(count), min(_ASKED, count))
-    targets = [
-        f"{read_target(path_of(number), 'v1', PAGE_BYTES, keep=True)}&start=0&length={PAGE_BYTES}"
-        for number in chosen
-    ]
+class _Reads:
+    """The same pages of every population, by their numbers, in the same order."""
 
-    def once() -> dict[str, float]:
-        before = tree_cpu_s(worker.pid)
-        seconds = max(0.1, scene.settings.seconds)
-        found = scene.loader.run(worker.port, targets, connections=_CONNECTIONS, seconds=seconds)
-        cpu = tree_cpu_s(worker.pid) - before
-        requests = max(1.0, found["requests"])
-        return {"us": found["seconds"] * 1e6 / requests, "cpu_us": cpu * 1e6 / requests}
+    def __init__(self, scene: Scene, worker: WorkerProcess, count: int) -> None:
+        chosen = Random(7).sample(range(count), min(_ASKED, count))
+        targets = [
+            f"{read_target(path_of(number), 'v1', PAGE_BYTES, keep=True)}&start=0&length={PAGE_BYTES}"
+            for number in chosen
+        ]
+        few = min(_OPEN, len(targets) // 2)
+        self._open, self._others = targets[:few], targets[few:]
+        self._at = 0
+        self._loader = scene.loader
+        self._worker = worker
 
-    return once
+    def warm(self) -> None:
+        """Files are known from their first read on, answers are kept from their second on."""
+        for _ in range(2):
+            self._read([*self._others, *self._open])
+
+    def of_open(self) -> dict[str, float]:
+        return self._read(self._open * _OPEN_TURNS)
+
+    def of_others(self) -> dict[str, float]:
+        """Those that were not read for longest."""
+        first, self._at = self._at, (self._at + _TURN) % len(self._others)
+        return self._read((self._others * 2)[first : first + min(_TURN, len(self._others))])
+
+    def _read(self, targets: list[str]) -> dict[str, float]:
+        before = threads_cpu_s(self._worker.pid)
+        found = self._loader.once(self._worker.port, targets, connections=_CONNECTIONS)
+        cpu = threads_cpu_s(self._worker.pid) - before
+        return {"us": found["seconds"] * 1e6 / len(targets), "cpu_us": cpu * 1e6 / len(targets)}
