@@ -176,8 +176,8 @@ WHY |= {
 
 
 WHY["growth_workers_balance"] = (
-    "the table of slots may give one worker 2 % more than its share, and does; a million names add chance: 0.4 % "
-    "for the fullest of eight."
+    "the table of slots may give one worker 2 % more than its share, and does; a million names add chance: "
+    "0.4 % for the fullest of eight."
 )
 
 
