@@ -15,7 +15,7 @@ import msgspec
 from kara_cache.errors import ConfigError, StaleVersion, UnderStoreError
 from kara_cache.ufs.base import FileInfo, Progress
 from kara_cache.ufs.local_file import answers, changed, file_info, refuse_special, version_of
-from kara_cache.ufs.local_writer import TEMPORARY, LocalWriter
+from kara_cache.ufs.local_writer import TEMPORARY, LocalWriter, UnfinishedFiles
 from kara_cache.ufs.options import parse_options
 from kara_cache.ufs.path import check_path, listing_key
 from kara_cache.ufs.root_directory import RootDirectory
@@ -100,6 +100,16 @@ class LocalStore:
             return writer.commit()
 
     def open_writer(self, path: str, *, append: bool = False) -> LocalWriter:
+        writer = self._open_writer(path, go_on=False)
+        if append:
+            writer.copy_existing()
+        return writer
+
+    def unfinished(self, directory: str) -> UnfinishedFiles:
+        check_path(directory)
+        return UnfinishedFiles(self._root.full(directory), lambda path: self._open_writer(path, go_on=True))
+
+    def _open_writer(self, path: str, *, go_on: bool) -> LocalWriter:
         full = self._root.full(check_path(path))
         with answers(full):
             made = self._root.make_directories(path.rpartition("/")[0])
@@ -107,13 +117,12 @@ class LocalStore:
                 with self._root.entry(path) as entry:
                     if entry.is_directory():
                         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), full)
-                    writer = LocalWriter(path, full, entry, on_abort=lambda: self._remove_empty(made))
+                    return LocalWriter(
+                        path, full, entry, on_abort=lambda: self._remove_empty(made), go_on=go_on
+                    )
             except OSError:
                 self._remove_empty(made)
                 raise
-        if append:
-            writer.copy_existing()
-        return writer
 
     def delete(self, path: str) -> None:
         full = self._root.full(check_path(path))

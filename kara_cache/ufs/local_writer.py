@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from types import TracebackType
 from typing import BinaryIO
 
 from kara_cache.errors import StaleVersion
 from kara_cache.ufs.base import FileInfo
+from kara_cache.ufs.left_file import LeftFile, open_left
 from kara_cache.ufs.local_file import answers, file_info, version_of
 from kara_cache.ufs.root_directory import Entry
 
@@ -26,10 +28,13 @@ class LocalWriter:
     """Pieces go to a hidden file beside the target; `commit` syncs it, renames it, syncs the directory.
 
     A process that is killed leaves the hidden file (`TEMPORARY`); listings do not show it, and
-    `remove_abandoned` finds it by its lock, which nobody holds any more.
+    `remove_abandoned` finds it by its lock, which nobody holds any more. With `go_on` the writer is a
+    `ResumableWriter`: it takes over what an earlier one left, and writes only where bytes differ.
     """
 
-    def __init__(self, path: str, full: str, entry: Entry, *, on_abort: Callable[[], None]) -> None:
+    def __init__(
+        self, path: str, full: str, entry: Entry, *, on_abort: Callable[[], None], go_on: bool = False
+    ) -> None:
         """`entry` is copied and may be closed afterwards; `on_abort` undoes what the caller made for us."""
         self._path = path
         self._full = full
@@ -39,11 +44,10 @@ class LocalWriter:
         self._directory = entry.open_parent()
         self._target = Entry(self._directory, entry.name)
         try:
-            fd = self._make_temporary()
+            self._file: BinaryIO | LeftFile = self._open_left() if go_on else self._make_temporary()
         except OSError:
             os.close(self._directory)
             raise
-        self._file: BinaryIO = os.fdopen(fd, "w+b")
 
     def copy_existing(self) -> None:
         """Begins with what is there, for appending: as many bytes are copied as the file has."""
@@ -85,6 +89,14 @@ class LocalWriter:
             self._close()
             self._on_abort()
 
+    def suspend(self) -> None:
+        """Without `go_on` nobody would find it again, and it is an `abort`."""
+        if isinstance(self._file, LeftFile):
+            if not self._file.closed:
+                self._close()
+        else:
+            self.abort()
+
     def __enter__(self) -> LocalWriter:
         return self
 
@@ -95,17 +107,26 @@ class LocalWriter:
         traceback: TracebackType | None,
     ) -> None:
         if exc_type is not None:
-            self.abort()
+            self.suspend()
         elif not self._file.closed:
             self.commit()
 
-    def _make_temporary(self) -> int:
+    def _make_temporary(self) -> BinaryIO:
         while True:
             self._temporary = f".kara-tmp-{secrets.token_hex(8)}"
             fd = Entry(self._directory, self._temporary).open(os.O_RDWR | os.O_CREAT | os.O_EXCL)
             if _lock(fd):
-                return fd
+                return os.fdopen(fd, "w+b")
             os.close(fd)  # taken for abandoned before it was locked
+
+    def _open_left(self) -> BinaryIO | LeftFile:
+        """What an earlier writer of this name left, if nobody else has it; else a file of our own."""
+        name = f".kara-tmp-{hashlib.blake2b(os.fsencode(self._target.name), digest_size=8).hexdigest()}"
+        left = open_left(Entry(self._directory, name))
+        if left is None:
+            return self._make_temporary()
+        self._temporary = name
+        return left
 
     def _take_over(self) -> None:
         """Keeps the mode of the file that is replaced; never appends to another version than it copied."""
@@ -151,8 +172,23 @@ def remove_abandoned(directory: str) -> int:
             fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(path)
-                removed += 1
+                if os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False)):
+                    os.unlink(path)  # else it was committed meanwhile, and the name is another writer's
+                    removed += 1
             finally:
                 os.close(fd)
     return removed
+
+
+class UnfinishedFiles:
+    """`Unfinished` of a directory. Locks tell who still writes, so that nothing has to grow old first."""
+
+    def __init__(self, directory: str, open_writer: Callable[[str], LocalWriter]) -> None:
+        self._directory = directory
+        self._open_writer = open_writer
+
+    def open_writer(self, path: str) -> LocalWriter:
+        return self._open_writer(path)
+
+    def clear(self, finished: Collection[str]) -> int:
+        return remove_abandoned(self._directory)

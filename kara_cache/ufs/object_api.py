@@ -35,6 +35,34 @@ class ObjectPage:
     next_token: str  # "" at the end
 
 
+@dataclass(frozen=True, slots=True)
+class UploadFacts:
+    """An upload in parts that was begun and neither completed nor aborted."""
+
+    key: str
+    id: str
+    began_s: float  # since the epoch, by the store's clock
+
+
+@dataclass(frozen=True, slots=True)
+class UploadPage:
+    uploads: Sequence[UploadFacts]  # sorted by key
+    next_marker: tuple[str, str] | None  # key and id of the last one; None at the end
+
+
+@dataclass(frozen=True, slots=True)
+class PartFacts:
+    number: int
+    size: int
+    etag: str  # MD5 in hex, unless the store encrypts with keys of its own
+
+
+@dataclass(frozen=True, slots=True)
+class PartPage:
+    parts: Sequence[PartFacts]  # sorted by number
+    next_marker: int  # 0 at the end
+
+
 class BodyStream(Protocol):
     """Bytes of a body as they come: `lines.Answer` is one."""
 
@@ -172,11 +200,19 @@ class ObjectApi(Protocol):
     def begin_upload(self, key: str) -> str: ...
 
     def put_part(self, key: str, upload: str, number: int, data: bytes | bytearray) -> str:
-        """Returns the part's ETag; numbers start at 1."""
+        """Returns the part's ETag; numbers start at 1. Raises UploadGone."""
         ...
 
     def complete_upload(self, key: str, upload: str, etags: Sequence[str]) -> str:
-        """Returns the object's ETag, "" where the answer has none."""
+        """Returns the object's ETag, "" where the answer has none. Raises UploadGone."""
+        ...
+
+    def uploads(self, prefix: str, *, marker: tuple[str, str] | None) -> UploadPage:
+        """Those of keys that begin with `prefix`, behind `marker`."""
+        ...
+
+    def parts(self, key: str, upload: str, *, marker: int) -> PartPage:
+        """The parts that have arrived, behind number `marker`. Raises UploadGone."""
         ...
 
     def abort_upload(self, key: str, upload: str) -> None: ...

@@ -12,7 +12,8 @@ from kara_cache.ufs.base import FileInfo, Progress
 from kara_cache.ufs.object_api import ObjectApi, ObjectFacts, ObjectPage
 from kara_cache.ufs.object_read import RangeRead
 from kara_cache.ufs.object_retries import Retries
-from kara_cache.ufs.object_writer import AppendWriter, ObjectWriter
+from kara_cache.ufs.object_uploads import UnfinishedUploads
+from kara_cache.ufs.object_writer import AppendWriter, EarlierUpload, ObjectWriter
 from kara_cache.ufs.path import check_path, listing_key
 from kara_cache.ufs.retry import RetryRule
 
@@ -96,6 +97,16 @@ class ObjectStore:
         """Parts go up while they are written; an append, where the store can, is kept in memory."""
         kind = AppendWriter if append else ObjectWriter
         return kind(self._api, self._file_key(path), self._retries, partial(self._written, path))
+
+    def unfinished(self, directory: str) -> UnfinishedUploads:
+        """Sends nothing before it has to."""
+        prefix = self._below(check_path(directory))
+
+        def go_on(path: str, earlier: EarlierUpload) -> ObjectWriter:
+            finish = partial(self._written, path)
+            return ObjectWriter(self._api, self._file_key(path), self._retries, finish, earlier=earlier)
+
+        return UnfinishedUploads(self._api, self._root, prefix, self._retries, go_on)
 
     def delete(self, path: str) -> None:
         key = self._root + check_path(path)

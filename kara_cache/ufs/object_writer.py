@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from types import TracebackType
 
 from kara_cache.errors import KaraError, StaleVersion
 from kara_cache.ufs.base import FileInfo
-from kara_cache.ufs.object_api import ObjectApi
+from kara_cache.ufs.object_api import ObjectApi, PartFacts
 from kara_cache.ufs.object_read import RangeRead
 from kara_cache.ufs.object_retries import Retries
 
@@ -25,14 +27,31 @@ def part_bytes(number: int) -> int:
     return PART_BYTES << ((number - 1) // _PARTS_PER_SIZE)
 
 
+@dataclass(frozen=True, slots=True)
+class EarlierUpload:
+    """What an earlier writer has sent; id "" where there is none to go on with."""
+
+    id: str
+    parts: Mapping[int, PartFacts]
+
+
 class ObjectWriter:
     """Collects parts and uploads up to four at a time; what fits into one part is a single PUT.
 
     At most five parts are in memory. `finish` turns size and ETag into the FileInfo of `commit`.
+
+    With `earlier` it goes on with an upload and is a `ResumableWriter`: a part is not sent where the
+    store has one of that number, size and MD5, and nothing is given up but by `abort`.
     """
 
     def __init__(
-        self, api: ObjectApi, key: str, retries: Retries, finish: Callable[[int, str], FileInfo]
+        self,
+        api: ObjectApi,
+        key: str,
+        retries: Retries,
+        finish: Callable[[int, str], FileInfo],
+        *,
+        earlier: EarlierUpload | None = None,
     ) -> None:
         self._api = api
         self._key = key
@@ -40,7 +59,8 @@ class ObjectWriter:
         self._finish = finish
         self._part = bytearray()
         self._size = 0
-        self._upload = ""
+        self._earlier = earlier
+        self._upload = earlier.id if earlier is not None else ""
         self._sent: list[Future[str]] = []
         self._pending: set[Future[str]] = set()
         self._pool: ThreadPoolExecutor | None = None
@@ -67,7 +87,7 @@ class ObjectWriter:
             try:
                 etag = self._put_or_complete()
             except BaseException:
-                self.abort()
+                self._give_up()
                 raise
             self._close()
             self._committed = self._finish(self._size, etag)
@@ -78,11 +98,18 @@ class ObjectWriter:
             return
         self._close()  # first: a part that arrived after the abort would stay, and be paid for
         if self._upload:
-            try:
-                self._retries.run(lambda: self._api.abort_upload(self._key, self._upload))
-            except (OSError, KaraError) as error:
-                where = f"{self._api.url}/{self._key}"
-                logger.warning("%s: parts of upload %s are left over: %s", where, self._upload, error)
+            abort_upload(self._api, self._key, self._upload, self._retries)
+
+    def suspend(self) -> None:
+        """Parts that are on their way arrive; those that wait for their turn do not leave any more."""
+        if not self._closed:
+            self._close()
+
+    def _give_up(self) -> None:
+        if self._earlier is None:
+            self.abort()
+        else:
+            self.suspend()
 
     def __enter__(self) -> ObjectWriter:
         return self
@@ -94,7 +121,7 @@ class ObjectWriter:
         traceback: TracebackType | None,
     ) -> None:
         if exc_type is not None:
-            self.abort()
+            self._give_up()
         elif not self._closed:
             self.commit()
 
@@ -105,7 +132,7 @@ class ObjectWriter:
     def _send_part(self) -> None:
         """Takes the collected part away; waits while four are on their way, and fails when one did."""
         if self._pool is None:
-            self._upload = self._retries.run(lambda: self._api.begin_upload(self._key))
+            self._upload = self._upload or self._retries.run(lambda: self._api.begin_upload(self._key))
             self._pool = ThreadPoolExecutor(PARALLEL_PARTS, thread_name_prefix="kara-upload")
         if len(self._pending) >= PARALLEL_PARTS:
             # Without a timeout of its own: each part ends within the time of its retry rule.
@@ -118,10 +145,13 @@ class ObjectWriter:
         self._pending.add(part)
 
     def _put_part(self, number: int, data: bytearray) -> str:
+        there = self._earlier.parts.get(number) if self._earlier is not None else None
+        if there is not None and is_part(there, data):
+            return there.etag
         return self._retries.run(lambda: self._api.put_part(self._key, self._upload, number, data))
 
     def _put_or_complete(self) -> str:
-        if not self._upload:
+        if not self._sent:
             return self._retries.run(lambda: self._api.put(self._key, self._part))
         if self._part:
             self._send_part()
@@ -133,6 +163,23 @@ class ObjectWriter:
         self._part = bytearray()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+def is_part(there: PartFacts, data: bytes | bytearray) -> bool:
+    """Whether a part that the store has is `data`; never so where its ETags are not MD5."""
+    if there.size != len(data):
+        return False
+    return there.etag.lower() == hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def abort_upload(api: ObjectApi, key: str, upload: str, retries: Retries) -> bool:
+    """Whether it is given up; a warning says where parts stay, and are paid for."""
+    try:
+        retries.run(lambda: api.abort_upload(key, upload))
+    except (OSError, KaraError) as error:
+        logger.warning("%s/%s: parts of upload %s are left over: %s", api.url, key, upload, error)
+        return False
+    return True
 
 
 class AppendWriter:

@@ -20,13 +20,24 @@ import oss2
 
 from kara_cache.errors import ConfigError, StaleVersion, UnderStoreError
 from kara_cache.ufs.lines import Answer
-from kara_cache.ufs.object_api import BodyStream, ObjectBody, ObjectFacts, ObjectPage, PooledStream
+from kara_cache.ufs.object_api import (
+    BodyStream,
+    ObjectBody,
+    ObjectFacts,
+    ObjectPage,
+    PartFacts,
+    PartPage,
+    PooledStream,
+    UploadFacts,
+    UploadPage,
+)
 from kara_cache.ufs.object_store import ObjectStore
 from kara_cache.ufs.options import parse_options
 from kara_cache.ufs.oss_session import OssSession
 from kara_cache.ufs.oss_signature import ReadSigner
 from kara_cache.ufs.path import check_path
 from kara_cache.ufs.per_process import PerProcess
+from kara_cache.ufs.resumable import UploadGone
 from kara_cache.ufs.retry import RetryRule, TryAgain
 
 _REGION = re.compile(r"(?:^|[.-])oss-([a-z]{2}-[a-z0-9-]+?)(?:-internal)?\.aliyuncs\.com(?::\d+)?$")
@@ -223,6 +234,30 @@ class OssApi:
 
         self._attempt(key, attempt)
 
+    def uploads(self, prefix: str, *, marker: tuple[str, str] | None) -> UploadPage:
+        key_marker, id_marker = marker or ("", "")
+
+        def attempt(bucket: oss2.Bucket) -> UploadPage:
+            found = bucket.list_multipart_uploads(
+                prefix, key_marker=key_marker, upload_id_marker=id_marker, max_uploads=1000
+            )
+            return UploadPage(
+                [UploadFacts(u.key, u.upload_id, float(u.initiation_date)) for u in found.upload_list],
+                (found.next_key_marker, found.next_upload_id_marker) if found.is_truncated else None,
+            )
+
+        return self._attempt(prefix, attempt)
+
+    def parts(self, key: str, upload: str, *, marker: int) -> PartPage:
+        def attempt(bucket: oss2.Bucket) -> PartPage:
+            found = bucket.list_parts(key, upload, marker=str(marker), max_parts=1000)
+            return PartPage(
+                [PartFacts(part.part_number, part.size, part.etag) for part in found.parts],
+                int(found.next_marker) if found.is_truncated else 0,
+            )
+
+        return self._attempt(key, attempt)
+
     def append_position(self, key: str) -> int:
         def attempt(bucket: oss2.Bucket) -> int:
             try:
@@ -313,7 +348,7 @@ def _translated(error: oss2.exceptions.OssError, where: str) -> Exception:
         wait = error.headers.get("Retry-After", "")
         return TryAgain(f"{where}: {text}", retry_after_s=float(wait) if wait.isdigit() else None)
     if error.code == "NoSuchUpload":
-        return UnderStoreError(f"{where}: {text}")
+        return UploadGone(f"{where}: {text}")
     if error.code == "ObjectNotAppendable":
         return io.UnsupportedOperation(f"{where}: {text}")
     if error.status == 404:

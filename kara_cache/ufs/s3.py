@@ -29,11 +29,21 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from kara_cache.errors import ConfigError, StaleVersion, UnderStoreError
-from kara_cache.ufs.object_api import ObjectBody, ObjectFacts, ObjectPage, PooledStream
+from kara_cache.ufs.object_api import (
+    ObjectBody,
+    ObjectFacts,
+    ObjectPage,
+    PartFacts,
+    PartPage,
+    PooledStream,
+    UploadFacts,
+    UploadPage,
+)
 from kara_cache.ufs.object_store import ObjectStore
 from kara_cache.ufs.options import parse_options
 from kara_cache.ufs.path import check_path
 from kara_cache.ufs.per_process import PerProcess
+from kara_cache.ufs.resumable import UploadGone
 from kara_cache.ufs.retry import RetryRule, TryAgain
 
 _STYLES = ("auto", "path", "virtual")
@@ -186,6 +196,27 @@ class S3Api:
 
         self._attempt(key, attempt)
 
+    def uploads(self, prefix: str, *, marker: tuple[str, str] | None) -> UploadPage:
+        wanted = {"Bucket": self._bucket, "Prefix": prefix}
+        if marker is not None:
+            wanted["KeyMarker"], wanted["UploadIdMarker"] = marker
+        found = self._attempt(prefix, lambda client: client.list_multipart_uploads(**wanted))
+        return UploadPage(
+            [
+                UploadFacts(entry["Key"], entry["UploadId"], entry["Initiated"].timestamp())
+                for entry in found.get("Uploads", ())
+            ],
+            (found["NextKeyMarker"], found["NextUploadIdMarker"]) if found["IsTruncated"] else None,
+        )
+
+    def parts(self, key: str, upload: str, *, marker: int) -> PartPage:
+        wanted = {"Bucket": self._bucket, "Key": key, "UploadId": upload, "PartNumberMarker": marker}
+        found = self._attempt(key, lambda client: client.list_parts(**wanted))
+        return PartPage(
+            [PartFacts(entry["PartNumber"], entry["Size"], _etag(entry)) for entry in found.get("Parts", ())],
+            int(found["NextPartNumberMarker"]) if found["IsTruncated"] else 0,
+        )
+
     def append_position(self, key: str) -> int:
         raise io.UnsupportedOperation(f"{self.url}/{key}: S3 cannot append")
 
@@ -284,7 +315,7 @@ def _translated(error: ClientError, where: str) -> Exception:
         wait = meta.get("HTTPHeaders", {}).get("retry-after", "")
         return TryAgain(f"{where}: {text}", retry_after_s=float(wait) if wait.isdigit() else None)
     if code == "NoSuchUpload":
-        return UnderStoreError(f"{where}: {text}")
+        return UploadGone(f"{where}: {text}")
     if status == 404:
         return FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}: {text}", where)
     if status == 403 or code in _REFUSAL_CODES:

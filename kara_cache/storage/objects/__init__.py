@@ -58,7 +58,7 @@ def save_directory(
     """Saves every file below `local_path` and returns the name of the version, which is the latest then.
 
     Contents that the store has already are not sent again, so a save that was interrupted goes on where
-    it was, file by file. Nobody sees any of it before all of it is there.
+    it was, large files in the middle. Nobody sees any of it before all of it is there.
 
     Args:
         version: A name; None for the smallest number that is free; "latest" replaces the latest.

@@ -11,6 +11,7 @@ from kara_cache.storage.objects.object_tree import Blob
 from kara_cache.storage.objects.partial_blob import PART_BYTES
 from kara_cache.storage.objects.transfer_pool import TransferPool
 from kara_cache.ufs.base import UnderStoreWriter
+from kara_cache.ufs.resumable import ResumableStore, Unfinished
 
 _LIST_FROM = 64  # blobs; for fewer it is cheaper to ask for each than to list what earlier versions left
 
@@ -87,6 +88,11 @@ class BlobStore:
 
     def write(self, blob: Blob, data: memoryview) -> None:
         self._store.write(self.path(blob), data)
+
+    def unfinished(self) -> Unfinished | None:
+        """What interrupted saves left of blobs; None where stores do not keep parts (behind a cache)."""
+        store = self._store
+        return store.unfinished(self._directory) if isinstance(store, ResumableStore) else None
 
     def open_writer(self, blob: Blob) -> UnderStoreWriter:
         return self._store.open_writer(self.path(blob))

@@ -90,10 +90,10 @@ class Catalog:
         return name
 
     def remove_abandoned(self) -> None:
-        """Deletes what killed saves left hidden in a directory; other stores leave nothing of their own."""
+        """Deletes what killed saves left beside `meta.json` and versions; blobs are gone on with."""
         if self._location.local is not None:
             key = self._location.path("obj", self._namespace, self._key)
-            for directory in (key, f"{key}/data", f"{key}/vers"):
+            for directory in (key, f"{key}/vers"):
                 remove_abandoned(f"/{directory}")
 
     def _read(self) -> Versions | None:

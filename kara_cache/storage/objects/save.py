@@ -16,6 +16,8 @@ from kara_cache.storage.objects.partial_blob import PART_BYTES
 from kara_cache.storage.objects.progress import Bar
 from kara_cache.storage.objects.source_tree import SourceFile, SourceTree
 from kara_cache.storage.objects.transfer_pool import Task, TransferPool
+from kara_cache.ufs.base import UnderStoreWriter
+from kara_cache.ufs.resumable import Unfinished, UploadGone
 
 _WRITER_BYTES = 5 * PART_BYTES  # what a writer of an object store holds: `ufs.object_writer`
 
@@ -42,11 +44,16 @@ def hash_tree(source: SourceTree, pool: TransferPool, *, bar: Bar) -> tuple[Obje
 def upload_blobs(blobs: BlobStore, sources: _Sources, pool: TransferPool, *, bar: Bar, verify: bool) -> int:
     """Sends what the store does not have, or has in another size; with `verify` also what it has wrong.
 
-    Returns how many blobs were sent. Each is digested again on its way, so that a file that changes
-    meanwhile never becomes a blob with a name that is not its own.
+    Of large ones that an interrupted save has begun, only the parts that are missing are sent; what is of
+    no use any more is given up at the end. Returns how many blobs were sent. Each is digested again on
+    its way, so that a file that changes meanwhile never becomes a blob with a name that is not its own.
     """
-    upload = _Upload(blobs, pool, bar, blobs.sizes(sources), verify)
+    large = [blob for blob in sources if blob.size > PART_BYTES]
+    unfinished = blobs.unfinished()
+    upload = _Upload(blobs, pool, bar, blobs.sizes(sources), unfinished, verify)
     pool.run(upload.tasks(sources))
+    if unfinished is not None:
+        unfinished.clear([blobs.path(blob) for blob in large])
     return upload.sent
 
 
@@ -74,9 +81,16 @@ def _changed(file: SourceFile) -> OSError:
 
 class _Upload:
     def __init__(
-        self, blobs: BlobStore, pool: TransferPool, bar: Bar, sizes: Mapping[str, int] | None, verify: bool
+        self,
+        blobs: BlobStore,
+        pool: TransferPool,
+        bar: Bar,
+        sizes: Mapping[str, int] | None,
+        unfinished: Unfinished | None,
+        verify: bool,
     ) -> None:
         self._blobs = blobs
+        self._unfinished = unfinished
         self._pool = pool
         self._bar = bar
         self._sizes = sizes
@@ -116,13 +130,31 @@ class _Upload:
         self._bar.update(blob.size)
 
     def _send_large(self, blob: Blob, file: SourceFile, opened: BinaryIO) -> None:
+        try:
+            self._write(blob, file, opened)
+        except UploadGone:
+            # A save elsewhere has the same content: it was faster, or it has given this upload up.
+            self._bar.update(-opened.tell())
+            if self._blobs.size(blob) == blob.size:
+                self._bar.update(blob.size)
+                return
+            opened.seek(0)
+            self._write(blob, file, opened)
+
+    def _write(self, blob: Blob, file: SourceFile, opened: BinaryIO) -> None:
         digest, buffer = BlobDigest(), memoryview(bytearray(CHUNK_BYTES))
-        with self._blobs.open_writer(blob) as writer:
+        with self._open_writer(blob) as writer:
             while count := opened.readinto(buffer):  # type: ignore[attr-defined]  # a raw file has it
                 self._pool.check_running()
                 digest.update(buffer[:count])
                 writer.write(buffer[:count])
                 self._bar.update(count)
             if digest.blob() != blob:
+                writer.abort()  # or the next save would go on with bytes of another content
                 raise _changed(file)
             writer.commit()
+
+    def _open_writer(self, blob: Blob) -> UnderStoreWriter:
+        if self._unfinished is None:
+            return self._blobs.open_writer(blob)
+        return self._unfinished.open_writer(self._blobs.path(blob))

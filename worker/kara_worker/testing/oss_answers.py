@@ -273,12 +273,21 @@ def _list_parts(shelf: ObjectShelf, request: SignedRequest) -> Answer:
 
 
 def _list_uploads(shelf: ObjectShelf, request: SignedRequest) -> Answer:
-    encode = _name_encoding(request)
-    tags = [*_encoding_tag(request), _tag("IsTruncated", "false"), _tag("NextKeyMarker", "")]
-    tags.append(_tag("NextUploadIdMarker", ""))
-    for upload_id, upload in sorted(shelf.uploads(request.bucket).items()):
-        fields = _tag("Key", encode(upload.key)) + _tag("UploadId", upload_id) + _tag("Initiated", _iso(0))
-        tags.append(f"<Upload>{fields}</Upload>")
+    wanted, encode = request.parameters, _name_encoding(request)
+    after = (wanted.get("key-marker", ""), wanted.get("upload-id-marker", ""))
+    limit = _limit(wanted.get("max-uploads") or str(_MAX_KEYS))
+    found = sorted(
+        ((upload.key, upload_id), upload)
+        for upload_id, upload in shelf.uploads(request.bucket).items()
+        if upload.key.startswith(wanted.get("prefix", "")) and (upload.key, upload_id) > after
+    )
+    shown, cut = found[:limit], len(found) > limit
+    key_marker, id_marker = shown[-1][0] if cut else ("", "")
+    tags = [*_encoding_tag(request), _tag("IsTruncated", "true" if cut else "false")]
+    tags += [_tag("NextKeyMarker", encode(key_marker)), _tag("NextUploadIdMarker", id_marker)]
+    for (key, upload_id), upload in shown:
+        fields = {"Key": encode(key), "UploadId": upload_id, "Initiated": _iso(upload.began_s)}
+        tags.append(f"<Upload>{''.join(_tag(name, value) for name, value in fields.items())}</Upload>")
     return Answer(200, {"Content-Type": "application/xml"}, _xml("ListMultipartUploadsResult", *tags))
 
 

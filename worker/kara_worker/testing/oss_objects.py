@@ -33,6 +33,7 @@ class Upload:
     bucket: str
     key: str
     headers: dict[str, str]
+    began_s: int
     parts: dict[int, StoredObject] = field(default_factory=dict)
 
 
@@ -207,7 +208,7 @@ class ObjectShelf:
         with self._lock:
             self._bucket(bucket)
             upload_id = uuid4().hex.upper()
-            self._uploads[upload_id] = Upload(bucket, key, headers)
+            self._uploads[upload_id] = Upload(bucket, key, headers, int(self._clock()))
             return upload_id
 
     def upload(self, upload_id: str, key: str) -> Upload:
