@@ -197,12 +197,12 @@ class CacheClient:
     def view(self, file: FileInfo, start: int, length: int) -> memoryview:
         """Bytes [start, start + length), fewer only at the end of the file, read-only.
 
-        No copy where a worker of this host has them within one page, in a file of its own (`page_store =
-        "files"`): then it is the memory in which the kernel keeps that file, shared with the worker and all
-        its readers. The whole page was compared with the checksum of its fill when this process
-        mapped it, at most 30 s before. The view stays what it is for as long as it or a part of it is
-        held, though the page be evicted, the file replaced in the store, the worker killed, this client
-        closed; until then the page's room on the disk is not given back. What it does not promise: bytes
+        No copy where a worker of this host has them within one page: then it is the memory in which the
+        kernel keeps the page's file, shared with the worker and all its readers. The whole page was compared
+        with the checksum of its fill when this process mapped it, at most 30 s before. The view stays
+        what it is for as long as it or a part of it is held, though the page be evicted, the file replaced
+        in the store, the worker killed, this client closed; until then the room of the page, or of the
+        segment of 32 MiB that it is in, is not given back to the disk. What it does not promise: bytes
         that the kernel dropped meanwhile and reads again are not compared again, and a disk that fails
         then ends the process with SIGBUS, as with any mapped file. `read_into` knows neither.
 

@@ -15,7 +15,7 @@ class HeldPage:
 
     __slots__ = (
         "__weakref__", "block_bytes", "block_sums", "fd", "header", "in_own_file", "length", "memory",
-        "renew_at", "start", "touch_at",
+        "renew_at", "segment", "start", "touch_at",
     )  # fmt: skip
 
     def __init__(
@@ -28,7 +28,8 @@ class HeldPage:
         in_own_file: bool = False,
     ) -> None:
         self.fd = fd
-        self.in_own_file = in_own_file  # which is never written again and never cut, so it may be mapped
+        self.in_own_file = in_own_file  # which is never written again and never cut: mapped without a lock
+        self.segment = 0  # inode of the segment that is mapped for it
         self.memory: memoryview | None = None  # the data, mapped and compared with the page's sum
         self.start = start  # of the data in fd
         self.header = header

@@ -1,16 +1,20 @@
 """Views of pages of this host: the memory in which the kernel keeps a page's file, mapped and verified.
 
-Only pages in files of their own are mapped. Such a file is never written again and never cut, so what is
-mapped stays, whatever becomes of the page and of its worker. A segment is cut some time after it was
-removed (docs/page-format.md), and a process that looks at a mapping of it then ends by SIGBUS (mmap(2)).
+A page in a file of its own is never written again and never cut, so what is mapped stays, whatever becomes
+of the page and of its worker. A segment is cut some time after it was removed (docs/page-format.md), and a
+process that looks at a mapping of it then ends by SIGBUS (mmap(2)). So a segment is locked, shared, for as
+long as a mapping of it is there, and workers cut none that is locked: flock(2) belongs to the open file,
+which a mapping and its copies in forked children hold, and the kernel lets go of it with the last of them.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable
 from weakref import ref as weak
 
@@ -28,6 +32,7 @@ from kara_cache.transport.worker_client import WorkerClient
 
 MAPPED_BYTES = 1 << 30  # of pages that stay mapped although nobody may be looking at them
 MAPPED_PAGES = 256  # a mapping has a descriptor of its own
+MAPPED_SEGMENTS = 32  # each of 32 MiB at most, of which the worker may want the room
 _POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, for which Python has no name
 
 
@@ -83,7 +88,7 @@ class PageViews:
         return found
 
     def _map(self, file: CachedFile, start: int, length: int) -> memoryview | None:
-        """The view, if a worker of this host has the range in one page, in a file of its own."""
+        """The view, if a worker of this host has the range in one page."""
         cluster = self._failover.cluster
         table = cluster.table()
         worker = cluster.first(table, cluster.owners_of(table, file, start // STRIPE_BYTES))
@@ -96,7 +101,7 @@ class PageViews:
         if not self._local.has(file, index, worker.link.page_bytes):
             take_pages(self._local, worker, ((file, index),), self._failover.deadline())
         page = self._local.pages.get(key)
-        if page is None or not page.in_own_file or at + length > page.length:
+        if page is None or at + length > page.length:
             return None
         memory = page.memory
         if memory is None:
@@ -114,14 +119,17 @@ class PageViews:
         """For the views to come; pages mapped first are let go of beyond the limits, and stay where seen."""
         with self._lock:
             page.memory = memory
-            known = [each for each in self._mapped if (old := each()) is not None and old.memory is not None]
-            self._mapped = [*known, weak(page)]
-            size = sum(old.length for each in self._mapped if (old := each()) is not None)
-            while len(self._mapped) > MAPPED_PAGES or size > self._limit_bytes:
-                first = self._mapped.pop(0)()
-                if first is not None:
-                    size -= first.length
-                    first.memory = None
+            known = [old for each in self._mapped if (old := each()) is not None and old.memory is not None]
+            known.append(page)
+            size = sum(old.length for old in known)
+            segments = Counter(old.segment for old in known if old.segment)
+            while len(known) > MAPPED_PAGES or size > self._limit_bytes or len(segments) > MAPPED_SEGMENTS:
+                first = known.pop(0)
+                first.memory = None
+                size -= first.length
+                segments[first.segment] -= 1
+                segments += Counter()  # without those of which no page is left
+            self._mapped = [weak(old) for old in known]
 
     def _corrupt(self, worker: WorkerClient, file: CachedFile, key: Key, exc: PageCorrupt) -> None:
         self._local.forget(key)
@@ -140,12 +148,14 @@ def mapped(page: HeldPage) -> memoryview | None:
     a mapping has no way to say it later but SIGBUS.
     """
     try:
-        area = mmap.mmap(page.fd, page.length, access=mmap.ACCESS_READ, offset=page.start)
-    except OSError:  # no descriptor left, or memory pages of this machine are larger than the header
+        area, before = _area(page)
+    except OSError:  # no descriptor left, a segment that is about to be cut, no /proc
         return None
     except ValueError as exc:
+        if not page.in_own_file:  # it was cut: whoever reads the page asks again
+            return None
         raise PageCorrupt(f"page {page.header.page} on this host: {exc}") from exc
-    memory = memoryview(area)
+    memory = memoryview(area)[before:]
     try:
         try:
             area.madvise(_POPULATE_READ)
@@ -158,3 +168,32 @@ def mapped(page: HeldPage) -> memoryview | None:
     if checksum(memory) != page.header.page_sum:
         raise PageCorrupt(f"page {page.header.page} on this host is not what was filled")
     return memory
+
+
+def _area(page: HeldPage) -> tuple[mmap.mmap, int]:
+    """The page's data mapped, and how many bytes before them: mappings begin where memory pages do.
+
+    Raises OSError, ValueError for a file that ends too early.
+    """
+    before = page.start % mmap.ALLOCATIONGRANULARITY
+    place = {"access": mmap.ACCESS_READ, "offset": page.start - before}
+    if page.in_own_file:
+        return mmap.mmap(page.fd, before + page.length, **place), before
+    fd = _locked(page.fd)
+    try:
+        page.segment = os.fstat(fd).st_ino
+        return mmap.mmap(fd, before + page.length, **place), before  # which has a copy of the descriptor
+    finally:
+        os.close(fd)
+
+
+def _locked(fd: int) -> int:
+    """The file opened again, since the one that was passed is open in its worker, too, and a lock on it
+    would be everybody's. Raises OSError."""
+    own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(own, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        os.close(own)
+        raise
+    return own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import socket
@@ -18,6 +19,7 @@ from kara_cache.cache_client import CacheClient
 from kara_cache.config import ClientConfig
 from kara_cache.page import PageHeader, PageId
 from kara_cache.same_host import page_views
+from kara_cache.same_host.held_page import HeldPage
 from kara_cache.same_host.local_pages import RENEW_S
 
 PAGE = 64 << 10
@@ -165,12 +167,67 @@ def test_a_wrong_page_is_never_mapped(
     assert is_mapped(client.view(file, 4 * PAGE, 100)), "the next one is right"
 
 
-def test_pages_of_a_segment_are_copied(client: CacheClient) -> None:
+def as_of_a_segment(client: CacheClient) -> HeldPage:
+    """The page that is held: from now on as one of a segment, which is cut where nobody has it locked."""
+    (page,) = (page for key, page in client._local.pages.items() if key[2] == 1)
+    page.in_own_file = False
+    return page
+
+
+def is_locked(page: HeldPage) -> bool:
+    fd = os.open(f"/proc/self/fd/{page.fd}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def test_a_segment_is_locked_while_a_page_of_it_is_mapped(client: CacheClient) -> None:
     file = client.info(PATH)
     client.read(file, PAGE, 10)
+    page = as_of_a_segment(client)
+    view = client.view(file, PAGE + 5, 100)
+    assert view == CONTENT[PAGE + 5 : PAGE + 105]
+    assert is_mapped(view)
+    assert is_locked(page)
+    client._local.pages.clear()
+    assert page.memory is not None
+    page.memory = None
+    assert is_locked(page), "the view is still there"
+    if not (child := os.fork()):
+        os._exit(0 if is_locked(page) and view == CONTENT[PAGE + 5 : PAGE + 105] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    del view
+    assert not is_locked(page)
+
+
+@pytest.mark.parametrize("cut", [0, PAGE // 2])
+def test_a_segment_that_was_cut_or_is_about_to_be_is_not_mapped(client: CacheClient, cut: int) -> None:
+    file = client.info(PATH)
+    client.read(file, PAGE, 10)
+    page = as_of_a_segment(client)
+    fd = os.open(f"/proc/self/fd/{page.fd}", os.O_RDWR | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    about_to_be = client.view(file, PAGE, 100)
+    os.ftruncate(fd, cut)
+    os.close(fd)
+    was = client.view(file, PAGE + PAGE // 2, 100)
+    assert about_to_be == CONTENT[PAGE : PAGE + 100]
+    assert was == CONTENT[PAGE + PAGE // 2 :][:100]
+    assert about_to_be.readonly
+    assert not is_mapped(about_to_be)
+    assert not is_mapped(was)
+
+
+def test_few_segments_stay_mapped(client: CacheClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_views, "MAPPED_SEGMENTS", 2)
+    file = client.info(PATH)
+    client.read(file, 0, 8 * PAGE)
     for page in client._local.pages.values():
-        page.in_own_file = False
-    view = client.view(file, PAGE, 100)
-    assert view == CONTENT[PAGE : PAGE + 100]
-    assert view.readonly
-    assert not is_mapped(view)
+        page.in_own_file = False  # each in a file of its own, as a segment of its own
+    views = [client.view(file, index * PAGE, 100) for index in range(8)]
+    assert [bytes(view) for view in views] == [CONTENT[at * PAGE : at * PAGE + 100] for at in range(8)]
+    assert repr(client._views) == "<PageViews of 2 pages>"

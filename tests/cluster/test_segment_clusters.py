@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 import time
 from collections.abc import Iterator
@@ -84,3 +85,24 @@ def test_a_reader_on_the_same_host_of_a_cache_that_is_replaced_all_the_time(tmp_
         assert client.metrics.reads["local"] > 0
         (worker,) = cluster.workers
         assert worker.metrics()['kara_worker_evictions_total{reason="capacity"}'] > 16
+
+
+def test_views_of_segments_that_come_and_go_and_of_a_worker_that_is_killed(tmp_path: Path) -> None:
+    files = {f"f{n}": content(f"f{n}", 2 * PAGE + n) for n in range(16)}
+    settings = {"page_store": "segments", "capacity_bytes": "16MiB", "guard": False, "eviction": "lru"}
+    with store_of(**files) as store, cluster_on(store, tmp_path, 1, **settings) as cluster:
+        (worker,) = cluster.workers
+        with client_on(worker, local=True) as client:
+            read_all(client, "/web/f0")
+            until_stored(cluster, 2)
+            first = client.view(client.info("/web/f0"), PAGE, PAGE)
+            assert isinstance(first.obj, mmap.mmap)
+            views = []
+            for name, data in files.items():
+                assert read_all(client, f"/web/{name}") == data
+                views.append(client.view(client.info(f"/web/{name}"), 100, 5000))
+            worker.kill()
+            worker.restart()
+            assert first == files["f0"][PAGE : 2 * PAGE]
+            assert [bytes(view) for view in views] == [data[100:5100] for data in files.values()]
+            assert client.metrics.fallbacks == {}

@@ -53,13 +53,16 @@ class PageSpace(Generic[E]):
         *,
         high: float,
         low: float,
+        spare_bytes: int = 0,
         quotas: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """`quotas` limits the bytes of groups; with them, `policy` is a `Quotas`."""
+        """`spare_bytes` of the capacity no page gets; `quotas` limits the bytes of groups, and with them
+        `policy` is a `Quotas`."""
         self.capacity_bytes = capacity_bytes
         self.bytes = 0
-        self._high_bytes = int(capacity_bytes * high)
-        self._low_bytes = int(capacity_bytes * low)
+        self._most_bytes = capacity_bytes - spare_bytes
+        self._high_bytes = int(self._most_bytes * high)
+        self._low_bytes = int(self._most_bytes * low)
         self._lock = threading.Lock()  # guards everything here; nothing is read or written under it
         self._index = index
         self._ranked = policy if isinstance(policy, Priorities) else Priorities(policy)
@@ -111,7 +114,7 @@ class PageSpace(Generic[E]):
         with self._lock:
             if self._index.get(page) is not None:
                 return Reservation(Verdict.HERE, admitted)
-            over = self.bytes + size - self.capacity_bytes
+            over = self.bytes + size - self._most_bytes
             beyond = self._beyond_quota(group, size)
             if admitted is None and (disk_full or beyond > 0 or self.bytes + size > self._high_bytes):
                 admitted = self._policy.admit(page, size, group)
@@ -201,7 +204,7 @@ class PageSpace(Generic[E]):
         with self._lock:
             if self.bytes <= self._low_bytes:
                 return []
-            if self.bytes <= self.capacity_bytes and not self._policy.expendable():
+            if self.bytes <= self._most_bytes and not self._policy.expendable():
                 return []
             victims, closing = self._choose_victims(self.bytes - self._low_bytes, limit)
         del closing
@@ -282,9 +285,9 @@ class PageSpace(Generic[E]):
     def has_room(self, size: int, group: str) -> bool:
         """Whether so many bytes could come in, if need be in place of pages that nobody shelters."""
         with self._lock:
-            quota = self._quotas.get(group, self.capacity_bytes)
+            quota = self._quotas.get(group, self._most_bytes)
             policy = self._policy
-            return policy.bytes + size <= self.capacity_bytes and policy.bytes_of[group] + size <= quota
+            return policy.bytes + size <= self._most_bytes and policy.bytes_of[group] + size <= quota
 
     def forget_directory(self, number: int) -> int:
         """The pages of a directory whose disk failed, which cannot be unlinked; their number."""

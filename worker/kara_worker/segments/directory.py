@@ -18,6 +18,7 @@ from kara_worker.pages.page_index import FileRecord
 from kara_worker.pages.page_space import PageSpace
 from kara_worker.segments.index import SegmentIndex
 from kara_worker.segments.journal import Journal, Placed, age_frame, file_frame
+from kara_worker.segments.quarantine import is_mapped
 from kara_worker.segments.segment import (
     NEVER,
     PLACE_BITS,
@@ -105,12 +106,18 @@ class SegmentDirectory:
         return segment
 
     def _cut(self, segment: Segment) -> None:
-        """A crash left it open: what is behind its last page goes back, and nothing is added any more."""
+        """A crash left it open: what is behind its last page goes back, unless somebody may look at a page
+        there that has left since, and nothing is added any more."""
         entries = [entry for page in segment.pages if (entry := self._index.get(page)) is not None]
         end = max((offset_in(entry) + size_in(entry) for entry in entries), default=0)
         if end < segment.bytes:
-            os.truncate(segment.path, end)
-            segment.bytes = end
+            fd = os.open(segment.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                if not is_mapped(fd):
+                    os.ftruncate(fd, end)
+                    segment.bytes = end
+            finally:
+                os.close(fd)
         os.chmod(segment.path, SEALED_MODE)
         segment.sealed = True
 

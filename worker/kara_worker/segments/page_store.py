@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _USUAL_SEGMENT_BYTES = 32 << 20  # removing one takes milliseconds; twice as large is no cheaper (measured)
 _SEGMENTS = 64  # at least so many, or the last few would hold up too much of the cache
+_SPARE_PART = 32  # of the capacity, for holes: with none, room for a page would take segments of victims
 _OPEN_SEGMENTS_PART = 4  # of the descriptors that the process may have
 _PROBE = ".kara-segments"
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -84,6 +85,7 @@ class SegmentPageStore(DiskPageStore[int]):
             index,
             high=high_watermark,
             low=low_watermark,
+            spare_bytes=capacity_bytes // _SPARE_PART if segment > page else 0,
             quotas={group_token(group): count for group, count in quotas.items()},
         )
         shelf = SegmentShelf(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,8 @@ class Quarantine:
     that went to another process is cut to nothing when it has been 60 s, and when none of our own
     responses needs it. Whoever should still read there (a process that was stopped) reads too few
     bytes, and asks again: nothing depends on the clock but the time at which room comes back.
+    A process that maps a page could not be told that way; it holds a lock on the segment meanwhile
+    (`kara_cache/same_host/page_views.py`), and what is locked is not cut.
 
     Not thread-safe: the shelf's lock guards it.
     """
@@ -43,12 +46,13 @@ class Quarantine:
         self._held.append((segment, os.open(segment.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)))
 
     def release(self, *, early: bool = False) -> list[int]:
-        """Descriptors of segments that nobody reads any more: to be cut to nothing and closed. `early`:
-        also of those that another process may be reading, which then asks again."""
+        """Descriptors of segments that nobody reads any more, locked: to be cut to nothing and closed.
+        `early`: also of those that another process may be reading, which then asks again."""
         now, due, kept = self._clock(), [], []
         for segment, fd in self._held:
             read_here = any(file() is not None for file in segment.files)
-            if read_here or (now < segment.passed_at + self._held_s and not early):
+            early_for_others = now < segment.passed_at + self._held_s and not early
+            if read_here or early_for_others or is_mapped(fd):
                 kept.append((segment, fd))
             else:
                 due.append(fd)
@@ -59,6 +63,17 @@ class Quarantine:
         for _, fd in self._held:
             os.close(fd)
         self._held = []
+
+
+def is_mapped(fd: int) -> bool:
+    """Whether a process has a mapping of the segment; if not, none can have one until `fd` is closed."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks: then nobody has one, and nobody maps
+        return False
+    return False
 
 
 def cut(fds: list[int]) -> None:

@@ -74,7 +74,7 @@ class SegmentReader:
             file = self._file(segment, slot_in(entry))
         start, size = offset_in(entry), size_in(entry)
         raw = os.pread(file.fd, min(size, HEADER_BYTES), start)
-        if len(raw) < min(size, HEADER_BYTES):
+        if os.fstat(file.fd).st_size < start + size:  # or sendfile would end in the middle of an answer
             raise PageDamaged("truncated", f"{segment.path}: ends within a page at {start}")
         try:
             header = unpack(raw)

@@ -13,7 +13,7 @@ from kara_worker.segments.index import SegmentIndex
 from kara_worker.segments.segment import Segment, slot_in
 
 _WORTH_COPYING = 1 / 2  # of a segment at most: for each byte that comes in, no more than one is copied
-_MOST_COPYING = 7 / 8  # where the policy has nothing to spare: seven for one
+_MOST_COPYING = 15 / 16  # where the policy has nothing to spare, and so little comes in: fifteen for one
 _MOST_VICTIMS = 4  # segments' worth in one go, or an eighth of the cache: room that readers hold comes later
 _VICTIMS_PART = 8  # of a segment, between two looks at what has become of the segments
 
@@ -41,8 +41,8 @@ class SegmentReclaim:
     is removed at once; that is all there is to do for a cache that forgets in the order it learns.
     Otherwise the emptiest segment is given up: if its pages fill at most half of it they are copied,
     to where pages are that were worth copying before. If they fill more, the policy is asked for
-    further victims until some segment is that empty. Only when it has none, since everything is
-    pinned, more is copied.
+    further victims until some segment is that empty. Where it has none to spare, since everything is
+    pinned or what is here will be read again, more is copied: a page lost is a page to fetch.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class SegmentReclaim:
             copying, spare = True, max(_MOST_VICTIMS * self._segment_bytes, self._space.capacity_bytes // 8)
             while not enough():
                 victim, share = self._emptiest()
-                if copying and victim is not None and share <= _WORTH_COPYING:
+                worth = _WORTH_COPYING if self._space.expendable() else _MOST_COPYING
+                if copying and victim is not None and share <= worth:
                     copying = self._reclaim(victim)
                 elif not admitted or spare <= 0:
                     return False
