@@ -41,28 +41,29 @@ class Call(Generic[T]):
 
 
 class Detours:
-    """How the attempts of one call failed, and whether another worker is worth asking."""
+    """How the attempts of one call failed, and whether another worker is worth asking.
+
+    It keeps no error of a worker: those have the frames that keep it, and would wait for the collector.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.asked: set[str] = set()  # ids of workers
         self.corrupt: set[str] = set()  # those of them that had a corrupt page
         self._failures: list[str] = []
-        self._last: CacheError | None = None
-        self._stale: StaleVersion | None = None
+        self._reason = "unavailable"  # of the last worker that failed
         self._stale_count = 0
-        self._store_error: UnderStoreError | None = None
         self._store_count = 0
         self.no_store: ConfigError | None = None  # why the caller's own store could not be opened
 
     def note(self, who: str, exc: CacheError | UnderStoreError) -> None:
         self._failures.append(f"{who}: {exc}")
         if isinstance(exc, UnderStoreError):
-            self._store_error, self._store_count = exc, self._store_count + 1
+            self._store_count += 1
         elif isinstance(exc, StaleVersion):
-            self._stale, self._stale_count = exc, self._stale_count + 1
+            self._stale_count += 1
         else:
-            self._last = exc
+            self._reason = exc.reason
 
     @property
     def exhausted(self) -> bool:
@@ -84,12 +85,11 @@ class Detours:
 
     def _failed(self) -> Exception:
         tried = "; ".join(self._failures) or "no worker is known"
-        if self._stale is not None:
+        if self._stale_count:
             return StaleVersion(f"{self.path}: the store has another version now, open it again ({tried})")
-        if self._store_error is not None:
+        if self._store_count:
             return UnderStoreError(f"{self.path}: {tried}")
-        reason = self._last.reason if self._last is not None else "unavailable"
-        return WorkerUnavailable(f"{self.path}: nothing could answer: {tried}", reason=reason)
+        return WorkerUnavailable(f"{self.path}: nothing could answer: {tried}", reason=self._reason)
 
 
 class Failover:

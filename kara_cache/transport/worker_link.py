@@ -251,18 +251,19 @@ class WorkerLink:
 
     def document(self, connection: Connection, path: str) -> Any:
         """Ends the exchange with the JSON that was answered, or raises the error that was."""
+        failed = connection.head.status != 200
         try:
-            if connection.head.status != 200:
-                error, document = answered_error(connection, path), None
-            else:
-                error, document = None, _json(connection)
+            answer = answered_error(connection, path) if failed else _json(connection)
         except BaseException:
             self.discard(connection)
             raise
         self.release(connection)
-        if error is not None:
-            raise error
-        return document
+        if failed:
+            try:
+                raise answer
+            finally:
+                del answer  # in a frame of its own traceback it would wait for the collector
+        return answer
 
     def _check_identity(self, pool: ConnectionPool, deadline: float) -> None:
         """A socket path may have been taken over by another worker: ask who it is, once."""
