@@ -24,8 +24,9 @@ from hypothesis import given
 from services import require_module
 
 from kara_cache import KaraStorage
-from kara_cache.errors import ConfigError, FormatError
+from kara_cache.errors import ConfigError, FormatError, UnderStoreError
 from kara_cache.serialization import MsgpackSerializer, NoSerializer, PickleSerializer, Serializer
+from kara_cache.storage.rows import row_dataset
 from kara_cache.storage.rows.mapped_bytes import MappedBytes
 from kara_cache.storage.rows.row_dataset import RowDataset
 from kara_cache.storage.rows.row_indices import row_numbers
@@ -296,6 +297,17 @@ def test_closed(storage: KaraStorage) -> None:
     with pytest.raises(RuntimeError, match="closed"):
         dataset.write({})
     assert repr(dataset).startswith("<RowDataset closed")
+
+
+def test_repr_asks_the_store_for_nothing(storage: KaraStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debuggers, warnings and `__del__` take it at any time, also when the store is gone."""
+
+    def gone(*arguments: object, **options: object) -> None:
+        raise UnderStoreError("the store is gone")
+
+    with storage.open("ns", "json", "w", "another") as writer:
+        monkeypatch.setattr(row_dataset, "RowReader", gone)
+        assert repr(writer).startswith("<RowDataset open, mode 'w', ")
 
 
 def test_not_writable(dataset: RowDataset) -> None:

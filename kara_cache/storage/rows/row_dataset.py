@@ -91,7 +91,9 @@ class RowDataset:
         return dataset
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{len(self)} rows"
+        """Asks the store for nothing: `__del__` and debuggers show it at any time."""
+        known = "open" if self._opened is None else f"{self._stop - self._start} rows"
+        state = "closed" if self._closed else known
         return f"<RowDataset {state}, mode {self.mode!r}, {self.version}>"
 
     # -- a sequence --------------------------------------------------------------------------------
