@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Generic
@@ -145,15 +145,13 @@ class PageSpace(Generic[E]):
                 self._policy.track(page, size, group)
         return spare
 
-    def adopt(self, found: Iterable[tuple[int, str]]) -> None:
-        """Sizes and groups of pages of an earlier process that enter the index as this goes on. The policy
-        hears of them by `track_found`, which takes longer than all else."""
+    def adopt(self, enter: Callable[[], Mapping[str, int]]) -> None:
+        """`enter` puts pages of an earlier process into the index and gives the bytes of each group. The
+        policy hears of them by `track_found`, which takes longer than all else."""
         with self._lock:
-            quotas = self._quotas
-            for size, group in found:
+            for group, size in enter().items():
                 self.bytes += size
-                if quotas:
-                    self._count(group, size)
+                self._count(group, size)
 
     def track_found(self, pages: Iterable[PageId]) -> None:
         """Adopted pages, of which some may have left."""

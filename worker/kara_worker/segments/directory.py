@@ -71,7 +71,7 @@ class SegmentDirectory:
         for segment in segments.values():
             self._index.attach(segment)
         spare: list[tuple[PageId, int]] = []
-        space.adopt(self._index.adopt(journal.pages, segments, journal.files, spare))
+        space.adopt(lambda: self._index.adopt(journal.pages, segments, journal.files, spare))
         self.log_gone(spare)
         self.log_unsaid()
         self.found = deque(journal.pages)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from kara_cache.page import PageId
+from kara_cache.page_record import UNIT_BYTES
 from kara_worker.pages.page_index import FileRecord, PageIndex
-from kara_worker.segments.segment import PLACE_BITS, Segment, size_in, slot_in
+from kara_worker.segments.segment import COUNT_MASK, PLACE_BITS, Segment, size_in, slot_in
 
 _PLACE_MASK = (1 << PLACE_BITS) - 1
 
@@ -57,42 +56,60 @@ class SegmentIndex(PageIndex[int]):
         segments: dict[int, Segment],
         files: dict[bytes, tuple[str, str]],
         spare: list[tuple[PageId, int]],
-    ) -> Iterator[tuple[int, str]]:
-        """Pages of an earlier process; gives size and group. Their entries have numbers in place of slots.
+    ) -> dict[str, int]:
+        """Pages of an earlier process; gives the bytes of each group. Their entries have numbers in place of
+        slots.
 
         Second places of pages that are known are added to `spare`. One loop without calls of ours: it is
         what a restart takes, and pages of a file and of a segment follow each other.
         """
-        known, records = self._pages, self._files
-        number, segment, base = -1, None, 0
-        last_id, record = b"", FileRecord(b"")
-        for page, found in pages.items():
-            if found >> PLACE_BITS != number:
-                number = found >> PLACE_BITS
-                segment = segments.get(number)
-                base = segment.slot << PLACE_BITS if segment is not None else 0
-            if segment is None:
-                continue
-            entry = base | found & _PLACE_MASK
-            if page in known:
-                spare.append((page, entry))
-                continue
-            file_id, index = page
-            if file_id is not last_id:
-                last_id = file_id
-                if (there := records.get(file_id)) is None:
-                    there = records[file_id] = FileRecord(file_id)
-                    there.path, there.group = files.get(file_id, ("", ""))
-                record = there
-            size = size_in(entry)
-            known[page] = entry
+        known, sizes = self._pages, dict.fromkeys([group for _, group in files.values()], 0)
+        fresh = not known  # then no page can have a second place
+        number, segment, base = -1, Segment(-1, -1, "", 0, sealed=True), 0
+        last_id, record, last_index, count, units = b"", FileRecord(b""), 0, 0, 0
+        append = segment.pages.append
+
+        def end_run() -> None:
+            size = units * UNIT_BYTES
             segment.live += size
-            segment.pages.append(page)
-            record.pages += 1
+            record.pages += count
             record.bytes += size
-            if index > record.last_index:
-                record.last_index = index
-            yield size, record.group
+            record.last_index = max(record.last_index, last_index)
+            sizes[record.group] = sizes.get(record.group, 0) + size
+
+        for page, found in pages.items():
+            file_id, index = page
+            if found >> PLACE_BITS != number or file_id is not last_id:
+                if count:
+                    end_run()
+                last_index = count = units = 0
+                number, last_id = found >> PLACE_BITS, file_id
+                if number not in segments:
+                    number = -1
+                    continue
+                segment = segments[number]
+                base, append = segment.slot << PLACE_BITS, segment.pages.append
+                record = self._record(file_id, files)
+            entry = base | found & _PLACE_MASK
+            if fresh or page not in known:
+                known[page] = entry
+                append(page)
+                count += 1
+                units += found & COUNT_MASK
+                if index > last_index:
+                    last_index = index
+            else:
+                spare.append((page, entry))
+        if count:
+            end_run()
+        return sizes
+
+    def _record(self, file_id: bytes, files: dict[bytes, tuple[str, str]]) -> FileRecord:
+        record = self._files.get(file_id)
+        if record is None:
+            record = self._files[file_id] = FileRecord(file_id)
+            record.path, record.group = files.get(file_id, ("", ""))
+        return record
 
     def _came(self, page: PageId, entry: int) -> None:
         segment = self._slots[slot_in(entry)]

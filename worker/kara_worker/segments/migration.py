@@ -103,5 +103,7 @@ class PageMigration:
 
 
 def _has_files(directory: PageDirectory) -> bool:
-    shards = (f"{directory.root}/pages/{shard:02x}" for shard in range(SHARDS))
-    return any(os.path.isdir(shard) for shard in shards)
+    try:
+        return any(len(name) == 2 for name in os.listdir(f"{directory.root}/pages"))
+    except OSError:  # there are none, or a disk fails, of which the first page will tell
+        return False

@@ -9,7 +9,6 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from types import MappingProxyType
 
 from kara_cache.errors import ConfigError
@@ -98,8 +97,9 @@ class SegmentPageStore(DiskPageStore[int]):
             min_free_bytes=min_free_bytes,
             quarantine=Quarantine(quarantine_s, time.monotonic),
         )
-        super().__init__(space, shelf, page_bytes, probe_s=probe_s, clock_ns=clock_ns)
+        # before there are threads, of which one would have the interpreter at each look at a directory
         self._migration = PageMigration(shelf.directories, page_bytes, self._take_over)
+        super().__init__(space, shelf, page_bytes, probe_s=probe_s, clock_ns=clock_ns)
         if not self._migration.done:
             shelf.elsewhere = self._bring
             self._threads.append(threading.Thread(target=self._migrate, name="page-migration", daemon=True))
@@ -135,13 +135,13 @@ class SegmentPageStore(DiskPageStore[int]):
 
 def can_hold_segments(directory: str | os.PathLike[str]) -> bool:
     """Whether the file system of the directory, or of the nearest one above it that is there, reserves
-    room for files. Raises ConfigError where it cannot be tried."""
+    room for files. Leaves no trace, for the directory may be somebody else's. Raises ConfigError where
+    it cannot be tried."""
     place = os.path.realpath(directory)
     while not os.path.isdir(place):
         place = os.path.dirname(place)
-    path = os.path.join(place, f"{_PROBE}-{os.getpid()}")
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = _nameless(place)
     except OSError as exc:
         raise ConfigError(f"page directory {directory}: {exc.strerror or exc}") from exc
     try:
@@ -150,6 +150,17 @@ def can_hold_segments(directory: str | os.PathLike[str]) -> bool:
         return exc.errno not in _CANNOT
     finally:
         os.close(fd)
-        with suppress(OSError):
-            os.unlink(path)
     return True
+
+
+def _nameless(place: str) -> int:
+    """A new file there that goes when it is closed. Raises OSError."""
+    try:
+        return os.open(place, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        if exc.errno not in (*_CANNOT, errno.EISDIR, errno.ENOENT):  # what file systems without it say
+            raise
+    path = os.path.join(place, f"{_PROBE}-{os.getpid()}")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.unlink(path)
+    return fd

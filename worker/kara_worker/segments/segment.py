@@ -24,7 +24,7 @@ NEVER = (1 << 32) - 1  # in steps: later than any page was made
 OPEN_MODE, SEALED_MODE = 0o600, 0o400  # of a file that gets pages, and of one that gets no more
 _COUNT_BITS = 21  # of an offset or a size in units: 128 MiB
 PLACE_BITS = 2 * _COUNT_BITS
-_COUNT_MASK = (1 << _COUNT_BITS) - 1
+COUNT_MASK = (1 << _COUNT_BITS) - 1
 MOST_SEGMENT_BYTES = UNIT_BYTES << (_COUNT_BITS - 1)
 
 
@@ -47,11 +47,11 @@ def place_in(entry: int) -> int:
 
 
 def offset_in(entry: int) -> int:
-    return (entry >> _COUNT_BITS & _COUNT_MASK) * UNIT_BYTES
+    return (entry >> _COUNT_BITS & COUNT_MASK) * UNIT_BYTES
 
 
 def size_in(entry: int) -> int:
-    return (entry & _COUNT_MASK) * UNIT_BYTES
+    return (entry & COUNT_MASK) * UNIT_BYTES
 
 
 class Segment:
