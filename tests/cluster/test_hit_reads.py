@@ -279,3 +279,19 @@ def test_what_was_measured_is_told(cluster: LocalCluster) -> None:
     with client_of(cluster) as client:
         (status,) = client.worker_status()
     assert 0 <= status["sendfile_above_bytes"] <= 64 << 10
+
+
+def test_pages_that_left_memory_are_read_again_in_the_order_of_their_requests(
+    cluster: LocalCluster, talk: Talk
+) -> None:
+    """Where the file system has a disk: on tmpfs nothing leaves."""
+    wanted = [("large", 0, MIB), ("large", MIB + 4000, 9000), ("middle", 0, 20_000), ("large", 5, 2 * MIB)]
+    targets = [target(cluster, *one) for one in wanted]
+    data = {"large": LARGE, "middle": MIDDLE}
+    for page in pages_on_disk(cluster.workers[0].page_dir):
+        fd = os.open(page.path, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+    answers = talk.ask(*targets)
+    assert [body for _, body in answers] == [data[name][at : at + length] for name, at, length in wanted]

@@ -16,12 +16,21 @@ from weakref import ref as weak
 from kara_cache.checksum import checksum
 from kara_cache.errors import PageCorrupt
 from kara_cache.page import PageId
-from kara_cache.wire import MAX_READ_BYTES, PAGE_HEADER, PASS_HEADER, PREFIX, SOURCE_HEADER, SUM_HEADER
+from kara_cache.read_stages import REST_S
+from kara_cache.wire import (
+    MAX_READ_BYTES,
+    PAGE_HEADER,
+    PASS_HEADER,
+    PREFIX,
+    SOURCE_HEADER,
+    STAGES_HEADER,
+    SUM_HEADER,
+)
 from kara_worker.access import AccessControl
 from kara_worker.data_port.verified_read import in_memory, read_verified
 from kara_worker.hot_paths import SAMPLE
-from kara_worker.http.output import DescriptorMessage, PageSlice
-from kara_worker.http.server import Connection
+from kara_worker.http.connection import Connection
+from kara_worker.http.output import DescriptorMessage, PageSlice, SocketOutput
 from kara_worker.metrics import LATENCY_BOUNDS_S, WorkerMetrics
 from kara_worker.page_cache import FileRef, PageCache
 from kara_worker.pages.page_store import StoredPage
@@ -29,6 +38,8 @@ from kara_worker.pages.page_store import StoredPage
 _READ = f"GET {PREFIX}/read?".encode()
 _PASS = b"&pass=1"
 _PASS_FIELD = f"{PASS_HEADER}: ".encode()
+_DISK_FIELD = f"{STAGES_HEADER}: disk=".encode()
+_FROM_DISK = b"%b%.6f\r\n\r\n" % (_DISK_FIELD, REST_S)
 _MAX_FILES = 65536
 _MAX_NEAR = 4096  # pages of one file that are remembered
 _MAX_FIELDS = 64  # kinds of header fields that are remembered: one for each program and token
@@ -128,7 +139,7 @@ class HitReads:
         """Answers the request; False, and nothing was sent or counted, if it needs the general way."""
         hot = self._hot.get(head)
         if hot is not None and connection.since < hot.until and (page := hot.page()) is not None:
-            return self._try_hot(connection, hot, page)
+            return self._try_hot(connection, head, hot, page)
         end = head.find(b" HTTP/1.1\r\n")
         at = head.rfind(b"&start=", 0, end)
         file = self._files.get(head[:at])
@@ -158,9 +169,9 @@ class HitReads:
             return False
         if hot is not None and hot.page() is page:
             hot.until = connection.since + _MOMENT_S
-            return self._try_hot(connection, hot, page)
+            return self._try_hot(connection, head, hot, page)
         if passing and stop - start <= _COPY_BYTES:
-            return self._try_passing(connection, file.ref, page, first, stop - start)
+            return self._try_passing(connection, head, file.ref, page, first, stop - start)
         return self._try_page(connection, head, file.ref, page, first, stop - start)
 
     def plain(self, fields: bytes) -> bool:
@@ -197,20 +208,23 @@ class HitReads:
         """Bytes of one page, which is what most requests are for."""
         length, output = page.header.length, connection.output
         if count == length and count > self._sendfile_above:
-            if not in_memory(page):
-                return False
-            answer = page.head or self._keep_head(page)
+            if not connection.waited_s and not in_memory(page):
+                return self._send_from_disk(connection, request, ref, page)
+            answer = _after_disk(page.head or self._keep_head(page), connection.waited_s)
             output.put(answer)
             output.put(PageSlice(page, page.offset, count))
         else:
             try:
                 data = read_verified(page, first, first + count, self._scratch, wait=False)
-            except (BlockingIOError, PageCorrupt):
+            except BlockingIOError:
+                return self._wait_for_disk(connection, request, page, first, count)
+            except PageCorrupt:
                 return False
             if count == length:
                 head = page.head or self._keep_head(page)
             else:
                 head = self._head % (count, b"%016x" % checksum(data))
+            head = _after_disk(head, connection.waited_s)
             if count > _COPY_BYTES:
                 connection.send(head, data)
                 self._count(ref, 1, count)
@@ -218,19 +232,46 @@ class HitReads:
                 return True
             answer = b"".join((head, data))
             output.put(answer)
-        if count <= _HOT_BYTES or count == length:
+        if (count <= _HOT_BYTES or count == length) and not connection.waited_s:
             self._offer(connection, request, _Hot(page, ref, answer, count))
         self._count(ref, 1, count)
         self._send_soon(connection)
         return True
 
+    def _send_from_disk(self, connection: Connection, request: bytes, ref: FileRef, page: StoredPage) -> bool:
+        """The whole page, which is not in memory."""
+        count = page.header.length
+        if not isinstance(connection.output, SocketOutput):
+            return self._wait_for_disk(connection, request, page, 0, count)
+        head = (page.head or self._keep_head(page))[:-2] + _FROM_DISK
+
+        def sent() -> None:
+            self._count(ref, 1, count)
+            self._metrics.hot_read.observe(monotonic() - connection.since)
+
+        connection.send_from_disk(head, page, count, sent)
+        return True
+
+    def _wait_for_disk(
+        self, connection: Connection, request: bytes, page: StoredPage, first: int, count: int
+    ) -> bool:
+        """Answers when the disk has delivered. Once: what is gone again by then is the general way's."""
+        if connection.waited_s:
+            return False
+        step = page.header.block_bytes
+        start, stop = first - first % step, min(-(-(first + count) // step) * step, page.header.length)
+        connection.answer_after_disk(request, page, page.offset + start, stop - start)
+        return True
+
     def _try_passing(
-        self, connection: Connection, ref: FileRef, page: StoredPage, first: int, count: int
+        self, connection: Connection, request: bytes, ref: FileRef, page: StoredPage, first: int, count: int
     ) -> bool:
         """Bytes of one page with its descriptor: a reader on this host needs us no more for it."""
         try:
             data = read_verified(page, first, first + count, self._scratch, wait=False)
-        except (BlockingIOError, PageCorrupt):
+        except BlockingIOError:
+            return self._wait_for_disk(connection, request, page, first, count)
+        except PageCorrupt:
             return False
         place = page.hand_over()
         total = b"%016x" % checksum(data)
@@ -261,11 +302,11 @@ class HitReads:
         hot.until = connection.since + _MOMENT_S
         self._hot[request] = hot
 
-    def _try_hot(self, connection: Connection, hot: _Hot, page: StoredPage) -> bool:
+    def _try_hot(self, connection: Connection, request: bytes, hot: _Hot, page: StoredPage) -> bool:
         output = connection.output
         if hot.sliced:
-            if not in_memory(page):
-                return False
+            if not connection.waited_s and not in_memory(page):
+                return self._send_from_disk(connection, request, hot.ref, page)
             output.put(hot.answer)
             output.put(PageSlice(page, page.offset, hot.count))
         else:
@@ -334,3 +375,8 @@ class HitReads:
             seconds = now - connection.since
             cell.counts[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
             cell.total_s += seconds
+
+
+def _after_disk(head: bytes, waited_s: float) -> bytes:
+    """The head of an answer with the worker's part of the time, if it was the disk's."""
+    return head[:-2] + b"%b%.6f\r\n\r\n" % (_DISK_FIELD, waited_s) if waited_s else head

@@ -10,15 +10,16 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
+from kara_worker.http.disk_waits import DiskWaits
 from kara_worker.http.socket_transport import SocketTransport
 from kara_worker.pages.page_store import StoredPage
 
 _GATHER = 64  # buffers in one sendmsg; far below IOV_MAX
 _TLS_CHUNK = 256 << 10
-_PROBED_BYTES = 256 << 10  # the kernel reads in advance at least that much at a time
 
 
 class PageSlice:
@@ -127,25 +128,20 @@ class _Queued:
                 self._queue[index] = bytes(item)
 
 
-def _bring(item: PageSlice) -> None:
-    """Returns when the page is in memory."""
-    fd, start, stop = item.page.fd, item.offset, item.offset + item.count
-    os.posix_fadvise(fd, start, item.count, os.POSIX_FADV_WILLNEED)
-    probe = bytearray(1)
-    for at in (*range(start, stop, _PROBED_BYTES), stop - 1):
-        os.preadv(fd, [probe], at)
-
-
 class SocketOutput(_Queued):
     """Plain TCP or unix socket. Owns it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, transport: SocketTransport) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, transport: SocketTransport, disk_waits: DiskWaits
+    ) -> None:
         super().__init__(loop)
+        self._disk_waits = disk_waits
         self._transport = transport
         self._socket = transport.socket
         self._send = self._socket.send
         self._fd = self._socket.fileno()
         self._watching = False
+        self._lent = False  # to a thread: the descriptor must stay this socket's
 
     def flush(self) -> bool:
         if self._watching:
@@ -252,20 +248,70 @@ class SocketOutput(_Queued):
         of what is in memory waited 6 ms beside 16 of them, and 0.1 ms beside threads that only wait.
         """
         await self.drain()
-        for item in items:
-            if type(item) is PageSlice:
-                try:
-                    await self._loop.run_in_executor(None, _bring, item)
-                except OSError as exc:
-                    self._fail()
-                    raise ConnectionResetError(str(exc)) from exc
-            if self._closed:
-                raise ConnectionResetError("the peer is gone")
-            self._queue.append(item)
-            if type(item) is PageSlice:
-                self.flush()
+        slices = deque(item for item in items if type(item) is PageSlice)
+        ahead = self._next_brought(slices)
+        try:
+            for item in items:
+                if type(item) is PageSlice:
+                    assert ahead is not None
+                    brought, ahead = ahead, self._next_brought(slices)  # while this one is sent
+                    await brought
+                if self._closed:
+                    raise ConnectionResetError("the peer is gone")
+                self._queue.append(item)
+                if type(item) is PageSlice:
+                    self.flush()
+        except OSError as exc:
+            self._fail()
+            raise ConnectionResetError(str(exc)) from exc
+        finally:
+            if ahead is not None:
+                ahead.cancel()
         self.flush()
         await self.drain()
+
+    def send_by_thread(self, head: bytes, item: PageSlice, done: Callable[[], None]) -> None:
+        """Sends a page that the disk still has to deliver: a thread sends what the peer takes at once and has
+        the rest brought into memory, for `flush`. Nothing may be queued before, nor until `done` is called,
+        which it is unless the connection has ended.
+        """
+        left = self._send_head(head)
+        if left:
+            self._queue.append(left)
+
+        def delivered(sent: int, error: OSError | None) -> None:
+            self._lent = False
+            if self._closed:
+                self._socket.close()
+                return
+            if error is not None:
+                self._fail()
+                return
+            if sent < item.count:
+                item.offset += sent
+                item.count -= sent
+                self._queue.append(item)
+            done()
+
+        self._lent = True
+        into = -1 if left else self._fd
+        self._disk_waits.bring(item.page, item.offset, item.count, delivered, into)
+
+    def _send_head(self, head: bytes) -> memoryview:
+        """What the peer did not take of it."""
+        try:
+            return memoryview(head)[self._send(head, socket.MSG_MORE) :]
+        except BlockingIOError:
+            return memoryview(head)
+        except OSError:
+            self._fail()
+            return memoryview(head)
+
+    def _next_brought(self, slices: deque[PageSlice]) -> asyncio.Future[None] | None:
+        if not slices:
+            return None
+        item = slices.popleft()
+        return self._disk_waits.brought(item.page, item.offset, item.count)
 
     def _fail(self) -> None:
         self._queue.clear()
@@ -278,7 +324,11 @@ class SocketOutput(_Queued):
         self._closed = True
         self._unwatch()
         self._queue.clear()
-        self._socket.close()
+        if self._lent:  # closed when it is back; what is being sent ends now
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        else:
+            self._socket.close()
         self._wake()
 
 
