@@ -78,11 +78,17 @@ class ClientMetrics:
     """Thread-safe. A forked child starts from zero, because its parent reports what came before."""
 
     def __init__(self) -> None:
+        # Reads of pages at hand are appended here, and counted by `fold`, which whoever appends calls
+        # now and then: a lock and four counters would be a tenth of such a read.
+        self.local_seconds: list[float] = []  # of each read
+        self.local_bytes: list[int] = []  # of each read, and of each view
         self.after_fork()
 
     def after_fork(self) -> None:
         """In the child, before anything else; takes no lock."""
         self._lock = threading.Lock()  # guards all numbers
+        self.local_seconds.clear()
+        self.local_bytes.clear()
         self._reads = {"worker": 0, "local": 0, "store": 0, "error": 0}
         self._bytes = {"worker": 0, "local": 0, "store": 0}
         self._worker_reads = {"hit": 0, "fill": 0}
@@ -101,6 +107,24 @@ class ClientMetrics:
             self._bytes["local"] += count
             self._read_counts[bucket] += 1
             self._read_total_s += seconds
+
+    def fold(self) -> None:
+        """Counts what was appended to `local_seconds` and `local_bytes`."""
+        with self._lock:
+            self._fold()
+
+    def _fold(self) -> None:
+        # no step but whole ones of the interpreter: what another thread appends meanwhile stays
+        counts, seconds = self.local_bytes[:], self.local_seconds[:]
+        del self.local_bytes[: len(counts)], self.local_seconds[: len(seconds)]
+        self._reads["local"] += len(counts)
+        self._bytes["local"] += sum(counts)
+        self._read_total_s += sum(seconds)
+        if seconds and max(seconds) <= LATENCY_BOUNDS_S[0]:
+            self._read_counts[0] += len(seconds)
+        else:
+            for each in seconds:
+                self._read_counts[bisect_left(LATENCY_BOUNDS_S, each)] += 1
 
     def worker_read(self, count: int, local: int, seconds: float, *, hit: bool) -> None:
         """A read of `count` bytes: the first `local` from pages of this host, the rest by a worker."""
@@ -153,6 +177,7 @@ class ClientMetrics:
 
     def snapshot(self) -> ClientCounts:
         with self._lock:
+            self._fold()
             return ClientCounts(
                 reads=dict(self._reads),
                 read_bytes=dict(self._bytes),

@@ -72,9 +72,6 @@ class FileReads:
         if began >= self._push.due_at:
             self._push.when_due()
         local = self._local
-        if local.page_sizes and local.read_blocks(file, start, view, began):
-            self._metrics.local_read(len(view), monotonic() - began)
-            return len(view)
         want = min(len(view), file.size - start)
         if start < 0:
             raise ValueError(f"{file.path}: read at {start}, before its start")

@@ -67,8 +67,9 @@ class LocalPages:
         self.pages: OrderedDict[Key, HeldPage] = OrderedDict()  # to look at; only methods change it
         self._passed: OrderedDict[Key, UnopenedPage] = OrderedDict()  # not opened yet, those that came last
         self.page_sizes: tuple[int, ...] = ()  # of the workers whose pages are held, mostly one
+        self.page_bytes = 1  # the first of them; before it is known a size that no page has
         self._sweep_at = 0.0  # when to look again for pages that nobody reads any more
-        self._scratch = _Scratch()
+        self.by_thread = _Scratch()  # shared memory: a child has its own
         self._lock = threading.Lock()  # guards additions to pages; `get` and `move_to_end` are one step each
 
     def __repr__(self) -> str:
@@ -77,7 +78,7 @@ class LocalPages:
     def after_fork(self) -> None:
         """In the child, before anything else; takes no lock."""
         self._lock = threading.Lock()
-        self._scratch = _Scratch()
+        self.by_thread = _Scratch()
 
     def has(self, file: CachedFile, index: int, page_bytes: int) -> bool:
         """Whether a page can be read without asking for it."""
@@ -87,12 +88,12 @@ class LocalPages:
     @property
     def scratch(self) -> memoryview:
         """Memory of the calling thread for one read, of a megabyte."""
-        return self._scratch.view
+        return self.by_thread.view
 
     @property
     def areas(self) -> list[Area]:
         """The same memory as runs of 0 to SHORT_BLOCKS blocks."""
-        return self._scratch.areas
+        return self.by_thread.areas
 
     def room(self) -> int:
         """How many more pages can be held without closing one that is in use."""
@@ -123,43 +124,6 @@ class LocalPages:
                     break
             else:
                 return True
-        return False
-
-    def read_blocks(self, file: CachedFile, start: int, view: memoryview, now: float) -> bool:
-        """Whether `view` was filled from a few whole blocks of one page at hand, verified.
-
-        The short way for small reads, of what `read_held` does for all: False says nothing but that
-        it was not taken.
-        """
-        for page_bytes in self.page_sizes:
-            index = start // page_bytes
-            key = (page_bytes, file.file_id, index)
-            page = self.pages.get(key)
-            if page is None or page.renew_at < now or page.block_bytes != BLOCK_BYTES:
-                continue
-            offset = start - index * page_bytes
-            first, stop = offset // BLOCK_BYTES, offset + len(view)
-            count = -(-stop // BLOCK_BYTES) - first
-            at = first * BLOCK_BYTES
-            if not 0 < count <= SHORT_BLOCKS or at + count * BLOCK_BYTES > page.length or offset == stop:
-                continue
-            if count == 1 and len(view) == BLOCK_BYTES:  # a whole block needs no copy
-                if os.preadv(page.fd, (view,), page.start + at) != BLOCK_BYTES:
-                    return False
-                if checksum(view) != page.block_sums[first]:
-                    return False
-            else:
-                target, area, blocks = self._scratch.areas[count]
-                if os.preadv(page.fd, target, page.start + at) != len(area):
-                    return False
-                for block in blocks:
-                    if checksum(block) != page.block_sums[first]:
-                        return False
-                    first += 1
-                view[:] = area[offset - at : stop - at]
-            if now >= page.touch_at:
-                self.touch(key, page, now)
-            return True
         return False
 
     def read_held(self, file: CachedFile, start: int, view: memoryview) -> int:
@@ -284,6 +248,7 @@ class LocalPages:
                 self.pages.popitem(last=False)
             if pages and page_bytes not in self.page_sizes:
                 self.page_sizes = (*self.page_sizes, page_bytes)
+                self.page_bytes = self.page_sizes[0]
         return kept
 
     def _read(self, key: Key, page: HeldPage, file: CachedFile, offset: int, view: memoryview) -> None:
@@ -306,7 +271,7 @@ class LocalPages:
 
     def _read_part(self, page: HeldPage, offset: int, view: memoryview) -> bool:
         """Whether the blocks under the part are as they were filled; then `view` has the part."""
-        stop, step, scratch = offset + len(view), page.block_bytes, self._scratch.view
+        stop, step, scratch = offset + len(view), page.block_bytes, self.by_thread.view
         first = offset - offset % step
         last = min(-(-stop // step) * step, page.length)
         size = last - first

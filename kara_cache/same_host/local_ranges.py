@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 def read_pieces(local: LocalPages, pieces: Sequence[Piece]) -> list[Piece]:
     """Fills the pieces that lie in pages at hand, verified; returns the others.
 
-    A page whose bytes are wrong is left to `LocalPages.read_held`, which reports it.
+    A page that is wrong, or that the disk does not give, is left to `LocalPages.read_held`, which reports it.
     """
     if len(local.page_sizes) != 1:
         return list(pieces)
@@ -51,18 +51,21 @@ def read_pieces(local: LocalPages, pieces: Sequence[Piece]) -> list[Piece]:
         base = first * step
         last = -(-stop // step) * step
         count = (last - base) // BLOCK_BYTES
-        if step == BLOCK_BYTES and count <= SHORT_BLOCKS and last <= page.length:
-            target, covered, blocks = areas[count]
-            good = preadv(page.fd, target, page.start + base) == last - base
-            sums = page.block_sums
-            for block in blocks:
-                if sum_of(block) != sums[first]:
-                    good = False
-                first += 1
-        else:
-            covered = scratch[: min(last, page.length) - base]
-            good = preadv(page.fd, (covered,), page.start + base) == len(covered)
-            good = good and page.header.verify_blocks(covered, base)
+        try:
+            if step == BLOCK_BYTES and count <= SHORT_BLOCKS and last <= page.length:
+                target, covered, blocks = areas[count]
+                good = preadv(page.fd, target, page.start + base) == last - base
+                sums = page.block_sums
+                for block in blocks:
+                    if sum_of(block) != sums[first]:
+                        good = False
+                    first += 1
+            else:
+                covered = scratch[: min(last, page.length) - base]
+                good = preadv(page.fd, (covered,), page.start + base) == len(covered)
+                good = good and page.header.verify_blocks(covered, base)
+        except OSError:
+            good = False
         if good:
             view[:] = covered[offset - base : stop - base]
         else:

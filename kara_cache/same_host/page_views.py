@@ -62,20 +62,6 @@ class PageViews:
 
     def view(self, file: CachedFile, start: int, length: int) -> memoryview:
         """As `CacheClient.view`."""
-        local = self._local
-        now = local.now()
-        for page_bytes in local.page_sizes:
-            page = local.pages.get((page_bytes, file.file_id, start // page_bytes))
-            if page is not None and (memory := page.memory) is not None and page.renew_at >= now:
-                at = start % page_bytes
-                if 0 < length <= page.length - at:
-                    if now >= page.touch_at:
-                        local.touch((page_bytes, file.file_id, start // page_bytes), page, now)
-                    self._metrics.ranges("local", 1, length)
-                    return memory[at : at + length]
-        return self._first_view(file, start, length)
-
-    def _first_view(self, file: CachedFile, start: int, length: int) -> memoryview:
         if start < 0 or length < 0:
             raise ValueError(f"{file.path}: a view of {length} bytes at {start}")
         length = max(0, min(length, file.size - start))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import multiprocessing
 import os
 import select
@@ -39,8 +40,11 @@ def client_of(*workers: WorkerInfo, **options: object) -> CacheClient:
     return CacheClient(config, membership=FixedMembership(*workers))
 
 
-def in_child(work: Callable[[], object]) -> object:
-    """What `work` returns in a forked child, which then ends without running anything else."""
+def in_child(work: Callable[[], object], meanwhile: Callable[[], None] = lambda: None) -> object:
+    """What `work` returns in a forked child, which then ends without running anything else.
+
+    `meanwhile` runs here, once the child is there.
+    """
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -52,6 +56,7 @@ def in_child(work: Callable[[], object]) -> object:
         os.write(write_end, answer.encode())
         os._exit(0)
     os.close(write_end)
+    meanwhile()
     answer = b""
     while select.select([read_end], [], [], FAR_S)[0] and (piece := os.read(read_end, 65536)):
         answer += piece
@@ -93,6 +98,60 @@ def test_descriptors_of_pages_are_used_on_in_the_child(worker: ScriptedWorker) -
         assert worker.count("GET", "/pages") == asked
 
 
+def is_mapped(view: memoryview) -> bool:
+    return isinstance(view.obj, mmap.mmap)
+
+
+def test_views_are_good_in_a_child_and_what_it_closes_is_its_own(worker: ScriptedWorker) -> None:
+    with client_of(worker.member()) as client:
+        file = client.info(PATH)
+        client.read(file, 0, 10)  # now it knows that the worker is on this host
+        view = client.view(file, 5, 1000)
+        asked = worker.count("GET", "/pages")
+
+        def work() -> list[object]:
+            same = client.view(file, 2000, 100)
+            other = client.view(file, 400_000, 100)  # of a page that the parent has not got
+            counted = client.metrics.reads["local"]
+            client.close()
+            del client._local, client._views
+            good = [same == CONTENT[2000:2100], other == CONTENT[400_000:400_100], view == CONTENT[5:1005]]
+            return [*good, same.obj is view.obj, is_mapped(other), counted]
+
+        assert in_child(work) == [True, True, True, True, True, 2]
+        assert worker.count("GET", "/pages") == asked + 1, "for the page that was not mapped"
+        assert view == CONTENT[5:1005]
+        assert client.view(file, 2000, 100).obj is view.obj, "the parent's page is as it was"
+        assert client.read(file, 7, 100) == CONTENT[7:107]
+        assert client.view(file, 400_000, 100) == CONTENT[400_000:400_100]
+
+
+def test_views_of_a_child_outlive_the_client_of_its_parent(worker: ScriptedWorker) -> None:
+    client = client_of(worker.member())
+    file = client.info(PATH)
+    client.read(file, 0, 10)
+    views, (ready, tell) = [client.view(file, 5, 1000)], os.pipe()
+
+    def work() -> list[bool]:
+        views.append(client.view(file, 400_000, 500))
+        assert os.read(ready, 1)
+        views.append(client.view(file, 2000, 500))
+        good = [
+            view == CONTENT[at : at + len(view)] for view, at in zip(views, (5, 400_000, 2000), strict=True)
+        ]
+        return [*good, *map(is_mapped, views), client.read(file, 100, 1000) == CONTENT[100:1100]]
+
+    def end_of_the_parents() -> None:
+        views.clear()
+        client.close()
+        assert client._local.pages == {}
+        os.write(tell, b".")
+
+    assert in_child(work, end_of_the_parents) == [True] * 7
+    os.close(ready)
+    os.close(tell)
+
+
 def test_a_child_counts_from_zero(worker: ScriptedWorker) -> None:
     with client_of(worker.member(), local_reads=False) as client:
         file = client.info(PATH)
@@ -131,6 +190,7 @@ def test_nothing_in_the_child_waits_for_a_lock_of_the_parents_threads(worker: Sc
         locks = [
             client._cluster._building,
             client._local._lock,
+            client._views._lock,
             client._metrics._lock,
             client._push._sending,
             client._read_ahead.threads._work,
@@ -157,6 +217,7 @@ def test_nothing_in_the_child_waits_for_a_lock_of_the_parents_threads(worker: Sc
             assert client.info(PATH) == file
             assert client.read(file, 100, 1000) == CONTENT[100:1100]
             assert client.read_ranges([(file, 5, 10)]) == [CONTENT[5:15]]
+            assert client.view(file, 5, 10) == CONTENT[5:15]
             parts = [bytes(reader.read_at(at, 100_000)) for at in range(0, 1_000_000, 100_000)]
             assert b"".join(parts) == CONTENT[:1_000_000]
             client.flush_metrics()
