@@ -299,13 +299,13 @@ def test_closed(storage: KaraStorage) -> None:
     assert repr(dataset).startswith("<RowDataset closed")
 
 
-def test_repr_asks_the_store_for_nothing(storage: KaraStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repr_asks_the_store_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Debuggers, warnings and `__del__` take it at any time, also when the store is gone."""
 
     def gone(*arguments: object, **options: object) -> None:
         raise UnderStoreError("the store is gone")
 
-    with storage.open("ns", "json", "w", "another") as writer:
+    with KaraStorage(f"file://{tmp_path}").open("ns", "key", "w", "1") as writer:
         monkeypatch.setattr(row_dataset, "RowReader", gone)
         assert repr(writer).startswith("<RowDataset open, mode 'w', ")
 
