@@ -7,27 +7,26 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kara_worker.jobs.gate import LATE_S, LEAST, Gate
+from kara_worker.jobs.courtesy import LEAST, Look
+from kara_worker.jobs.gate import Gate
+
+NOBODY_WAITS, READERS_WAIT = Look(0.0, 0.0, 1.0), Look(1.0, 1.0, 1.0)
 
 
-def test_a_late_loop_halves_the_limit_while_somebody_reads() -> None:
+def test_what_readers_leave_and_what_the_store_bears_both_bound_it() -> None:
     async def run() -> list[int]:
         gate, limits = Gate(16), []
-        for late_s, readers in [(1, True), (1, True), (1, True), (1, True), (0, True), (0, True), (1, False)]:
-            gate.note(late_s, readers=readers)
-            limits.append(gate.limit)
+        gate.note(READERS_WAIT, readers=True)
+        limits.append(gate.limit)
+        gate.bound(3)
+        limits.append(gate.limit)
+        gate.note(NOBODY_WAITS, readers=False)
+        limits.append(gate.limit)
+        gate.bound(100)
+        limits.append(gate.limit)
         return limits
 
-    assert asyncio.run(run()) == [8, 4, 2, 2, 3, 4, 16]
-
-
-def test_what_readers_do_not_notice_changes_nothing() -> None:
-    async def run() -> int:
-        gate = Gate(4)
-        gate.note(LATE_S / 2, readers=True)
-        return gate.limit
-
-    assert asyncio.run(run()) == 4
+    assert asyncio.run(run()) == [8, 3, 3, 16]
 
 
 @given(
@@ -64,10 +63,10 @@ def test_whatever_happens_the_limit_holds_and_everybody_gets_in(most: int, steps
             elif step == "cancel" and tasks:
                 tasks[len(tasks) // 2].cancel()
             elif step == "late":
-                gate.note(1.0, readers=True)
+                gate.note(READERS_WAIT, readers=True)
                 assert gate.limit >= min(LEAST, most)
             elif step == "quiet":
-                gate.note(0.0, readers=False)
+                gate.note(NOBODY_WAITS, readers=False)
             await asyncio.sleep(0)
         for door in doors:
             door.set()

@@ -18,8 +18,10 @@ from kara_worker.eviction import make_policy
 from kara_worker.fetch.local import LocalSource
 from kara_worker.file_facts import FileFacts
 from kara_worker.jobs.batch import Action, Batch, Outcome, Piece, Reason
+from kara_worker.jobs.courtesy import Look
 from kara_worker.jobs.load_metrics import LoadMetrics
 from kara_worker.jobs.owner import LoadOwner
+from kara_worker.jobs.readers import ELSEWHERE_S
 from kara_worker.metrics import WorkerMetrics
 from kara_worker.mount_threads import MountThreads
 from kara_worker.mounted_stores import MountedStores
@@ -31,7 +33,14 @@ JOB, OTHER = "1" * 32, "2" * 32
 Work = Callable[[LoadOwner, PageCache, MemoryStore], Awaitable[None]]
 
 
-def with_owner(directory: Path, work: Work, *, clock: Callable[[], float] = time.monotonic) -> None:
+def with_owner(
+    directory: Path,
+    work: Work,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    reads: Callable[[], int] = int,
+    metrics_of_loads: LoadMetrics | None = None,
+) -> None:
     async def run() -> None:
         store = MemoryStore()
         metrics = WorkerMetrics()
@@ -47,9 +56,9 @@ def with_owner(directory: Path, work: Work, *, clock: Callable[[], float] = time
         owner = LoadOwner(
             cache,
             facts,
-            LoadMetrics(),
+            metrics_of_loads or LoadMetrics(),
             config,
-            reads=lambda: 0,
+            reads=reads,
             source=source,
             peers=lambda worker: None,
             clock=clock,
@@ -168,3 +177,29 @@ def test_a_job_that_nobody_speaks_of_is_forgotten_and_may_come_back(tmp_path: Pa
         assert (await owner.run(batch)).present == 20
 
     with_owner(tmp_path, work, clock=lambda: now)
+
+
+def test_it_tells_of_readers_and_makes_way_for_those_of_others(tmp_path: Path) -> None:
+    now, reads, metrics = [100.0], [0], LoadMetrics()
+    busy = Look(late_s=1.0, wait_s=1.0, spent=1.0)
+
+    async def work(owner: LoadOwner, cache: PageCache, store: MemoryStore) -> None:
+        pieces = (piece(store, "a", b"x"),)
+        owner.make_way(busy)
+        assert (await owner.run(Batch(JOB, Action.LOOK, pieces))).readers is False
+        assert metrics.limit() == 2  # nobody reads
+        reads[0] += 1
+        owner.make_way(busy)
+        assert (await owner.run(Batch(JOB, Action.LOOK, pieces))).readers is True
+        assert metrics.limit() == 1
+        now[0] += 2.0
+        owner.make_way(busy)
+        assert (await owner.run(Batch(JOB, Action.LOOK, pieces, readers=True))).readers is False
+        assert metrics.limit() == 2
+        owner.make_way(busy)
+        assert metrics.limit() == 1  # somebody reads from another worker
+        now[0] += ELSEWHERE_S
+        owner.make_way(busy)
+        assert metrics.limit() == 2
+
+    with_owner(tmp_path, work, clock=lambda: now[0], reads=lambda: reads[0], metrics_of_loads=metrics)

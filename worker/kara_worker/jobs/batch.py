@@ -80,6 +80,7 @@ class Batch(msgspec.Struct, frozen=True):
     origin: str = ""  # a worker that has the pages: the store is asked for what does not come from there
     bandwidth_bytes_per_s: int | None = None
     requests_per_s: float | None = None
+    readers: bool = False  # somebody reads from a worker of this job, which may be on the same machine
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
@@ -99,6 +100,7 @@ class Outcome(msgspec.Struct, frozen=True):
     bytes_fetched: int = 0
     requests: int = 0
     failures: tuple[Failure, ...] = ()
+    readers: bool = False  # somebody reads from this worker
 
 
 _batches = msgspec.json.Decoder(Batch)

@@ -6,38 +6,32 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-LEAST = 2  # so that a load never starves, however busy the worker is
-LATE_S = 0.01  # a hit takes 0.1 ms: this late, readers notice
+from kara_worker.jobs.courtesy import Courtesy, Look
 
 
 class Gate:
-    """A semaphore whose limit follows the event loop: halved when the loop is late while somebody reads, one
-    more for each look at which it was not (as TCP shares a line, Chiu and Jain 1989). Event loop only."""
+    """A semaphore whose limit follows what the store bears and what readers leave. Event loop only."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._least = min(LEAST, most)
-        self._calm = most  # what readers leave
+        self._courtesy = Courtesy(most)
         self._bound = most  # what the store bears
         self._inside = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
     def limit(self) -> int:
-        return min(self._calm, self._bound)
+        return min(self._courtesy.limit, self._bound)
 
     def bound(self, most: int) -> None:
         """What the store bears, at the moment."""
         self._bound = max(1, min(most, self._most))
         self._admit()
 
-    def note(self, late_s: float, *, readers: bool) -> None:
-        """How late the loop was at the last look, and whether anybody has read since."""
-        if readers and late_s > LATE_S:
-            self._calm = max(self._least, self._calm // 2)
-        elif self._calm < self._most:
-            self._calm = self._calm + 1 if readers else self._most
-            self._admit()
+    def note(self, look: Look, *, readers: bool) -> None:
+        """What the worker saw of itself, and whether anybody reads."""
+        self._courtesy.note(look, readers=readers)
+        self._admit()
 
     async def __aenter__(self) -> None:
         if self._inside < self.limit and not self._waiting:

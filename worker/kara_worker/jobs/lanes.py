@@ -9,9 +9,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import msgspec
+
 from kara_cache.cluster import Cluster
 from kara_cache.errors import FormatError, KaraError, WorkerUnavailable
 from kara_worker.jobs.batch import Batch, Outcome, decode_outcome, encode_batch
+from kara_worker.jobs.readers import ELSEWHERE_S
 
 DEPTH = 3  # batches at one worker: one that it works on, one behind it, one whose answer is on its way
 _MAX_THREADS = 48
@@ -48,6 +51,7 @@ class Lanes(Generic[T]):
         self._idle = 0  # threads that are not at work, less what waits for one
         self.in_flight = 0
         self._closed = False
+        self._readers_until = 0.0  # monotonic; written by any thread, the last one counts
 
     def put(self, worker: str, batch: Batch, tags: list[T]) -> None:
         """Never waits."""
@@ -116,11 +120,15 @@ class Lanes(Generic[T]):
         if client is None:
             raise WorkerUnavailable(f"worker {worker} is gone")
         deadline = time.monotonic() + _BATCH_TIMEOUT_S
+        batch = msgspec.structs.replace(batch, readers=time.monotonic() < self._readers_until)
         document = client.call("POST", "/load", deadline, body=encode_batch(batch))
         try:
-            return decode_outcome(document)
+            outcome = decode_outcome(document)
         except FormatError as exc:
             raise WorkerUnavailable(f"worker {worker}: {exc}", reason="protocol") from exc
+        if outcome.readers:
+            self._readers_until = time.monotonic() + ELSEWHERE_S
+        return outcome
 
 
 def tell_end(cluster: Cluster, job: str, timeout_s: float) -> None:

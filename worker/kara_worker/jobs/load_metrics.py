@@ -3,6 +3,7 @@
 kara_load_jobs_total{state}          jobs that this worker coordinated to their end
 kara_load_jobs_running               jobs that it coordinates now
 kara_load_takeovers_total            jobs that it took over from a worker that was gone
+kara_load_requests_limit             requests to stores that may run now: what stores bear and readers leave
 kara_load_pages_total{result}        fetched, present (were there already), failed: pages of batches here
 kara_load_fetched_bytes_total        bytes of the pages fetched
 kara_load_store_requests_total       requests to stores that fetched them
@@ -25,6 +26,7 @@ class LoadMetrics:
 
     def __init__(self) -> None:
         self.running: Callable[[], int] = int
+        self.limit: Callable[[], int] = int
         self.takeovers = 0
         self._finished: Counter[str] = Counter({state.value: 0 for state in LoadState if state.final})
         self._pages: Counter[str] = Counter(fetched=0, present=0, failed=0)
@@ -49,6 +51,7 @@ class LoadMetrics:
     def families(self) -> Iterable[Metric]:
         yield _labelled("kara_load_jobs", "Load jobs coordinated to their end", "state", self._finished)
         yield GaugeMetricFamily("kara_load_jobs_running", "Load jobs coordinated now", value=self.running())
+        yield GaugeMetricFamily("kara_load_requests_limit", "Requests that may run now", value=self.limit())
         yield CounterMetricFamily("kara_load_takeovers", "Load jobs taken over", value=self.takeovers)
         yield _labelled("kara_load_pages", "Pages of load jobs", "result", self._pages)
         yield CounterMetricFamily("kara_load_fetched_bytes", "Bytes fetched by load jobs", value=self._bytes)

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from itertools import islice
 
@@ -22,9 +23,12 @@ from kara_worker.fetch.source import Source
 from kara_worker.file_facts import FileFacts
 from kara_worker.jobs.batch import Action, Batch, Failure, Outcome, Piece, Reason, reason_of, text_of
 from kara_worker.jobs.copies import Copies
+from kara_worker.jobs.courtesy import Look
 from kara_worker.jobs.gate import Gate
 from kara_worker.jobs.load_metrics import LoadMetrics
 from kara_worker.jobs.pace import StorePace
+from kara_worker.jobs.processor_waits import ProcessorWaits
+from kara_worker.jobs.readers import Readers
 from kara_worker.jobs.runs import Run, group_bytes, group_files, grouped, pages_of, runs_of
 from kara_worker.jobs.throttle import Throttle
 from kara_worker.jobs.visit import Count, Visit
@@ -68,7 +72,6 @@ class LoadOwner:
         self._clock = clock
         self._gate = Gate(config.load_threads)
         self._pace = StorePace(config.load_threads)
-        self._reads = reads
         self._parallel = config.load_threads
         self._memory = ByteBudget(config.load_memory_bytes, what="load memory")
         self._bytes = Throttle(config.load_bandwidth_bytes_per_s)
@@ -81,12 +84,16 @@ class LoadOwner:
         self._ended: OrderedDict[str, None] = OrderedDict()  # the last ones
         self._exposing: set[asyncio.Task[None]] = set()
         self._idle_looks = 0
+        metrics.limit = lambda: self._gate.limit
+        self._readers = Readers(reads, clock)
 
     async def run(self, batch: Batch) -> Outcome:
         """Does it and tells. CancelledError when the job is ended meanwhile, WorkerBusy when it had been."""
         if batch.job in self._ended:
             raise WorkerBusy(f"load job {batch.job} was ended")  # this batch was still on its way
         visit = self._visit(batch)
+        if batch.readers:
+            self._readers.are_elsewhere()
         task = asyncio.get_running_loop().create_task(self._run(batch, visit))
         visit.running.add(task)
         try:
@@ -125,13 +132,17 @@ class LoadOwner:
 
     async def watch(self) -> None:
         """Looks how late the event loop is, and makes way for readers. Runs until it is cancelled."""
-        loop, reads = asyncio.get_running_loop(), self._reads()
-        while True:
-            due = loop.time() + _LOOK_S
-            await asyncio.sleep(_LOOK_S)
-            before, reads = reads, self._reads()
-            self._gate.note(loop.time() - due, readers=reads != before)
-            self._rest(loop)
+        loop = asyncio.get_running_loop()
+        with closing(ProcessorWaits()) as waits:
+            while True:
+                due = loop.time() + _LOOK_S
+                await asyncio.sleep(_LOOK_S)
+                self.make_way(waits.look(loop.time() - due))
+                self._rest(loop)
+
+    def make_way(self, look: Look) -> None:
+        """For readers, here or where this job has other workers, as what was seen says."""
+        self._gate.note(look, readers=self._readers.look())
 
     def _rest(self, loop: asyncio.AbstractEventLoop) -> None:
         """Gives back what fetching took, a while after the last job."""
@@ -187,6 +198,7 @@ class LoadOwner:
             count.bytes_fetched,
             count.requests,
             tuple(count.failures),
+            readers=self._readers.here,
         )
 
     def _most_files(self, visit: Visit) -> int:
