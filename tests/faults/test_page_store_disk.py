@@ -6,7 +6,7 @@ import os
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,28 @@ def test_a_disk_that_others_filled(kind: str, mount: Mount, open_store: Open) ->
     filler.unlink()
     assert all(put(store, page) for page in pages)
     assert all(store.verify(page[0].page) for page in pages)
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+@pytest.mark.parametrize("store_kind", [FilePageStore, SegmentPageStore])
+def test_a_worker_starts_on_a_disk_that_others_filled(
+    kind: str, store_kind: type[FilePageStore] | type[SegmentPageStore], mount: Mount
+) -> None:
+    """Else a node whose disk ran full would lose the cache with the next restart."""
+    place = mount(kind, 8)
+    pages = pages_of("/m/a", 10)
+    with closing(store_kind([place], 2 << 20, PAGE_BYTES, LeastRecentlyUsed(), min_free_bytes=0)) as store:
+        assert all(store.put(page[0], page[1], group="m") for page in pages)
+    filler = fill(place)
+    with closing(store_kind([place], 2 << 20, PAGE_BYTES, LeastRecentlyUsed(), min_free_bytes=0)) as store:
+        assert all(store.verify(page[0].page) for page in pages)
+        for page in pages_of("/m/b", 3):  # whether there is room is the layout's
+            store.put(page[0], page[1], group="m")
+        assert (store.stats().disk_errors, store.stats().corrupt) == (0, {})
+        filler.unlink()
+        new = pages_of("/m/c", 3)
+        assert all(store.put(page[0], page[1], group="m") for page in new)
+        assert all(store.verify(page[0].page) for page in new)
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])

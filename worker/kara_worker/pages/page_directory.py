@@ -85,11 +85,20 @@ class PageDirectory:
             os.mkdir(self._pages, 0o700)
         if not stat.S_ISDIR(os.lstat(self._pages).st_mode):
             raise ConfigError(f"page directory {self.root}: {self._pages} is not a directory")
-        probe = f"{self._pages}/{TEMPORARY}{self._run}.probe"
-        write_whole(probe, b"", memoryview(b"kara"))
-        os.unlink(probe)
+        self._probe()
         space = os.statvfs(self.root)
         self.total_bytes = max(1, space.f_blocks * space.f_frsize)
+
+    def _probe(self) -> None:
+        """Raises OSError where nothing can be written, but not for a disk that is full: somebody else may
+        have filled it, pages that are there can be served, and make room when they leave."""
+        probe = f"{self._pages}/{TEMPORARY}{self._run}.probe"
+        try:
+            write_whole(probe, b"", memoryview(b"kara"))
+            os.unlink(probe)
+        except OSError as exc:
+            if not is_full(exc):
+                raise
 
     def _check_device(self) -> None:
         """When it is opened again: not on the disk that shows up where ours is mounted no more."""
