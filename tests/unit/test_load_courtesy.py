@@ -21,7 +21,8 @@ from kara_worker.jobs.processor_waits import ProcessorWaits
 CALM = Look(late_s=0.0, wait_s=0.0, spent=1.0)
 BUSY = Look(late_s=0.0, wait_s=2 * WAIT_S, spent=1.0)
 LATE = Look(late_s=2 * LATE_S, wait_s=0.0, spent=1.0)
-FRUGAL = Look(late_s=2 * LATE_S, wait_s=2 * WAIT_S, spent=SPENT / 2)
+FRUGAL = Look(late_s=2 * LATE_S, wait_s=2 * WAIT_S, spent=SPENT)
+BURST = Look(late_s=2 * LATE_S, wait_s=2 * WAIT_S, spent=SPENT * 2)
 LOOKS = 16  # for one more
 
 
@@ -44,8 +45,12 @@ def test_it_grows_slowly_while_nobody_would_wait() -> None:
     assert limits(3, [(BUSY, True)] + [(CALM, True)] * 100 * LOOKS)[-1] == 3
 
 
-def test_a_load_that_hardly_uses_processors_is_not_what_readers_wait_for() -> None:
-    assert limits(16, [(FRUGAL, True)] * 3) == [16, 16, 16]
+def test_a_load_that_hardly_uses_processors_keeps_enough_for_a_line() -> None:
+    assert limits(16, [(FRUGAL, True)] * 40)[-1] == 4
+    assert limits(16, [(BURST, True), *[(FRUGAL._replace(spent=0.0), True)] * 2] * 40)[-1] == 4
+    assert limits(16, [(BURST, True)] * 40)[-1] == 1
+    assert limits(16, [(BUSY, True)] * 40 + [(FRUGAL, True)] * 100)[-1] == 1  # making way gives nothing back
+    assert limits(2, [(FRUGAL, True)] * 3)[-1] == 1
 
 
 def test_nobody_reads_nobody_waits() -> None:
