@@ -6,15 +6,15 @@ import contextlib
 import errno
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.core import get_compression
 from fsspec.utils import isfilelike
 
-from kara_cache.errors import KaraError
+from kara_cache.errors import KaraError, StaleVersion
 from kara_cache.kara_file import KaraFile
 from kara_cache.kara_file_writer import CompressedWriter, KaraFileWriter
 from kara_cache.kara_tree import KaraTree
@@ -25,6 +25,8 @@ COPY_BYTES = 4 << 20  # one step of a copy; fsspec's own block size
 BATCH_BYTES = 256 << 20  # of ranges asked for together; some seconds of a slow network
 REQUESTS_AT_ONCE = 16  # look-ups or deletions in flight for one call; chosen by feel, stores allow far more
 
+_LOOKS = 3  # at files that are replaced while they are read; who does that all the time gets the error
+_Content = TypeVar("_Content")
 Span = tuple[str, "int | None", "int | None"]  # name, start and stop as in a slice
 
 
@@ -87,7 +89,11 @@ class KaraFileSystem(KaraTree):
         return KaraFile(self, name, file, content=content)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        path = self._kara_path(self._strip(path))
+        """Of one version; of the new one where the store replaces the file meanwhile."""
+        full = self._kara_path(self._strip(path))
+        return _looking_again(lambda: self._cat_file(full, start, end))
+
+    def _cat_file(self, path: str, start: int | None, end: int | None) -> bytes:
         if start is None and end is None:
             file, content = self.client.open_file(path)
         elif end is not None and 0 <= (start or 0) < end:
@@ -262,6 +268,11 @@ class KaraFileSystem(KaraTree):
 
     def _cat_batch(self, spans: list[Span], *, raising: bool) -> list[Any]:
         """The bytes of each span in order, or, unless `raising`, the exception in its place."""
+        if raising:
+            return _looking_again(lambda: self._cat_looked_up(spans, raising=True))
+        return self._cat_looked_up(spans, raising=False)
+
+    def _cat_looked_up(self, spans: list[Span], *, raising: bool) -> list[Any]:
         whole = all(start is None and stop is None for _, start, stop in spans)
         files = self._look_up(dict.fromkeys(name for name, _, _ in spans), contents=whole)
         contents: list[Any] = [None] * len(spans)
@@ -332,6 +343,14 @@ class KaraFileSystem(KaraTree):
     def _refuse_existing(self, path: str) -> None:
         if self.exists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.kara_path(path))
+
+
+def _looking_again(read: Callable[[], _Content]) -> _Content:
+    """What `read` returns, which looks files up itself: who names a path has no version to stay with."""
+    for _ in range(_LOOKS - 1):
+        with contextlib.suppress(StaleVersion):
+            return read()
+    return read()
 
 
 def _span(file: FileInfo, start: int | None, stop: int | None) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import fsspec
 import pytest
 
 from kara_cache.errors import StaleVersion
+from kara_cache.file_answer import MAX_BYTES
 from kara_cache.filesystem import KaraFileSystem
 from kara_worker.testing.cluster import LocalCluster
 
@@ -279,6 +280,39 @@ def test_who_finds_a_version_gone_gets_the_new_one_by_opening_again(place: Place
         with pytest.raises(StaleVersion):
             file.read()
     assert read_whole(fs, f"{mount}/{name}") == b"another file"
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("call", ["cat_file", "cat_ranges", "cat"])
+def test_a_file_that_is_replaced_between_look_up_and_read(
+    place: Place, call: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who names a path opened nothing, and cannot open it again."""
+    fs, name = place.filesystem(), f"replaced-{call}-{times}"
+    large = SMALL * (1 + (MAX_BYTES // len(SMALL)))  # comes by a read of its own
+    write(place, name, large)
+    new = [bytes([number]) * (len(large) + number) for number in range(1, times + 1)]
+    waiting = list(new)
+    for method in ("read", "read_ranges"):
+        read = getattr(fs.client, method)
+
+        def replaced(*arguments: Any, read: Any = read) -> Any:
+            if waiting:
+                write(place, name, waiting.pop(0))
+            return read(*arguments)
+
+        monkeypatch.setattr(fs.client, method, replaced)
+    path = f"data/{name}"
+    calls = {
+        "cat_file": lambda: fs.cat_file(path),
+        "cat_ranges": lambda: b"".join(fs.cat_ranges([path] * 2, [0, 9], [9, None], on_error="raise")),
+        "cat": lambda: fs.cat([path, path])[path],
+    }
+    if times < 3:
+        assert calls[call]() == new[-1]
+    else:
+        with pytest.raises(StaleVersion):
+            calls[call]()
 
 
 @pytest.mark.parametrize("mount", ["data", "minute", "fixed"])
