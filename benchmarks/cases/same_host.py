@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 from time import perf_counter
@@ -37,15 +38,17 @@ def _repeated(scene: Scene) -> list[Row]:
                 raise RuntimeError("a view on this host is a copy")
         before = local.metrics.reads
 
+        read, look, ask, many = local.read_into, local.view, remote.read_into, len(places)
+
         def opened(number: int) -> None:
             fd = os.open(data, os.O_RDONLY)
-            os.preadv(fd, [view], places[number % len(places)])
+            os.preadv(fd, [view], places[number % many])
             os.close(fd)
 
         calls = {
-            "held": lambda number: local.read_into(info, places[number % len(places)], view),
-            "view": lambda number: local.view(info, places[number % len(places)], _LENGTH),
-            "tcp": lambda number: remote.read_into(there, places[number % len(places)], view),
+            "held": lambda number: read(info, places[number % many], view),
+            "view": lambda number: look(info, places[number % many], _LENGTH),
+            "tcp": lambda number: ask(there, places[number % many], view),
             "open": opened,
         }
         rounds = interleave_calls(calls, scene.settings, scene.meter)
@@ -78,23 +81,24 @@ def _repeated(scene: Scene) -> list[Row]:
 def _first_touch(scene: Scene) -> Row:
     """A page that a process reads for the first time, against the same in a process that has only TCP.
 
-    Both begin anew in each round: the first read of a file also finds its owners and makes its requests.
+    Both begin anew in each round: the first read of a file also finds its owners and makes its requests. And
+    each time at places that nobody asked for before, since a worker keeps answers that come again.
     """
     names = scene.names["1MiB"][:_TOUCHED]
     paths = [f"/near/{name}" for name in names]
-    view = aligned(_LENGTH)
+    view, places = aligned(_LENGTH), itertools.count(0, 2 * _LENGTH)
     with scene.client() as remote:
         warm(remote, paths)
         infos = [remote.info(path) for path in paths]
 
         def touched(local_reads: bool) -> dict[str, float]:
-            times = []
+            times, place = [], next(places) % (MIB - _LENGTH)
             with scene.client(local_reads=local_reads) as client:
                 # connections are up and the socket's identity is checked before the clock runs
                 client.read_into(client.info(f"/near/{scene.names['1MiB'][-1]}"), 0, view)
                 for info in infos:
                     began = perf_counter()
-                    client.read_into(info, MIB // 2, view)
+                    client.read_into(info, place, view)
                     times.append(perf_counter() - began)
                 if local_reads and client.metrics.reads["local"] < _LEAST_LOCAL * _TOUCHED:
                     raise RuntimeError(f"first touches were not local: {client.metrics.reads}")

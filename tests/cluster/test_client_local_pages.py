@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import scripted_worker as script
@@ -22,9 +24,10 @@ from kara_cache.cached_file import CachedFile
 from kara_cache.config import ClientConfig
 from kara_cache.errors import AccessDenied, PageCorrupt
 from kara_cache.page import PageHeader, PageId
+from kara_cache.read_stages import Marks
 from kara_cache.same_host.local_pages import RENEW_S, HeldPage, LocalPages
 from kara_cache.same_host.local_ranges import Piece, read_pieces
-from kara_cache.transport.worker_client import WorkerClient
+from kara_cache.transport.worker_client import PassedPage, WorkerClient
 from kara_cache.transport.worker_link import Transport
 from kara_cache.ufs.base import FileInfo
 
@@ -439,3 +442,48 @@ def test_descriptors_do_not_leak_into_programs_that_are_started(
         [sys.executable, "-c", program], capture_output=True, timeout=FAR_S, close_fds=False, check=True
     )
     assert int(done.stdout) < 10
+
+
+# -- pages that come along with the first read ----------------------------------------------------------
+
+
+class Passing:
+    """A worker that passes each page along with the bytes that are asked for."""
+
+    def __init__(self) -> None:
+        self.link = SimpleNamespace(page_bytes=PAGE, passes_pages=True)
+        self.no_descriptors_until = 0.0
+        self.asked: list[int] = []
+
+    def read_passing(
+        self, file: CachedFile, start: int, view: memoryview, *, deadline: float, marks: Marks
+    ) -> PassedPage:
+        self.asked.append(start // PAGE)
+        view[:] = CONTENT[start : start + len(view)]
+        page, index = CONTENT[start - start % PAGE :][:PAGE], start // PAGE
+        with script.page_file(PageId(file.file_id, index), page, page_bytes=PAGE) as raw:
+            return PassedPage(index, os.dup(raw.fileno()), None)
+
+
+def test_pages_are_not_passed_along_where_none_of_them_is_read_again(worker: ScriptedWorker) -> None:
+    local, file, passing = LocalPages(limit=8), CachedFile(worker.file(PATH)), Passing()
+
+    def touch(index: int) -> bool:
+        """Whether it was read here: from a page at hand, or with one passed along."""
+        buffer = memoryview(bytearray(10))
+        done = local.read_into(cast(WorkerClient, passing), file, index * PAGE + 5, buffer, _soon(), Marks())
+        assert not done or buffer == CONTENT[index * PAGE + 5 :][:10]
+        return done > 0
+
+    pages = [
+        index * 7 % 40 for index in range(200)
+    ]  # each comes back after 40 others, and no two in sequence
+    kept, wasted = 2, 64
+    assert [touch(index) for index in pages[: kept + wasted]] == [True] * (kept + wasted)
+    assert [touch(index) for index in pages[kept + wasted :][:24]] == ([False] * 7 + [True]) * 3
+    tried = passing.asked[-1]
+    asked = len(passing.asked)
+    assert touch(tried)
+    assert len(passing.asked) == asked, "it was at hand"
+    assert [touch(index) for index in pages[100:120]] == [True] * 20
+    local.close()
