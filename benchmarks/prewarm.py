@@ -15,7 +15,9 @@ the same one. nginx, copy and plain connections are in this program's session. W
 file where the file system can (`--page-store auto`).
 
 What a reader feels of the store and of the network alone is told beside what it feels of a load:
-`copy_p99_ms` and `line_p99_ms` were taken with no load running.
+`copy_p99_ms` and `line_p99_ms` were taken with no load running. And two controls of the same weight: the
+same objects loaded at the same speed by workers that the reader does not use (`others_p99_ms`), and the same
+large files written to this disk by plain connections (`kept_p99_ms`): what is the machine's, not a worker's.
 """
 
 from __future__ import annotations
@@ -78,7 +80,11 @@ class Result:
     copy_p99_ms: float = 0.0  # while others copy from the store, past the cache
     small_p50_ms: float = 0.0
     small_p99_ms: float = 0.0
+    others_p99_ms: float = (
+        0.0  # while workers that the reader does not use load as many small objects a second
+    )
     line_p99_ms: float = 0.0  # while others read the large files, past the cache
+    kept_p99_ms: float = 0.0  # while others read some of them and write them to this disk
     big_p50_ms: float = 0.0
     big_p99_ms: float = 0.0
     p99_ratio: float = 0.0  # the larger one of small and big, to idle
@@ -196,22 +202,26 @@ def copy_bucket(port: int, target: Path) -> None:
         list(threads.map(get, keys))
 
 
-def read_lines(port: int, names: list[str], size: int, connections: int) -> None:
-    """As many connections as the load has, each over its part of the files, the bytes thrown away."""
+def read_lines(
+    port: int, names: list[str], size: int, connections: int, *, kept: Path = Path(os.devnull)
+) -> None:
+    """As many connections as the load has, each over its part of the files, the bytes thrown away, or kept
+    in a directory."""
     step = -(-size * len(names) // connections)
 
     def read(number: int) -> None:
         start, stop = number * step, min((number + 1) * step, size * len(names))
-        buffer = bytearray(1 << 20)
+        buffer = memoryview(bytearray(1 << 20))
         while start < stop:
             name, at = names[start // size], start % size
             end = min(at + stop - start, size)
-            with socket.create_connection(("127.0.0.1", port)) as line:
+            place = kept / f"{start}.part" if kept.is_dir() else kept
+            with socket.create_connection(("127.0.0.1", port)) as line, place.open("wb", buffering=0) as out:
                 line.sendall(
                     f"GET /{name} HTTP/1.0\r\nHost: x\r\nRange: bytes={at}-{end - 1}\r\n\r\n".encode()
                 )
-                while line.recv_into(buffer):
-                    pass
+                while count := line.recv_into(buffer):
+                    out.write(buffer[:count])
             start += end - at
 
     with ThreadPoolExecutor(connections) as threads:
@@ -250,18 +260,24 @@ def measure(options: argparse.Namespace, home: Path) -> Result:
             },
             "web": web.url,
         }
-        cluster = LocalCluster(
-            options.workers,
-            mounts=mounts,
-            etcd=etcd,
-            directory=home / "cluster",
-            environment={"BENCH_ID": ID, "BENCH_SECRET": SECRET},
-            capacity_bytes=2 * (result.big_bytes + (1 << 30)),
-            load_threads=LOAD_THREADS,
-            page_store=options.page_store,
-        )
+
+        def workers(name: str) -> LocalCluster:
+            return LocalCluster(
+                options.workers,
+                mounts=mounts,
+                etcd=etcd,
+                directory=home / name,
+                cluster_name=name,
+                environment={"BENCH_ID": ID, "BENCH_SECRET": SECRET},
+                capacity_bytes=2 * (result.big_bytes + (1 << 30)),
+                load_threads=LOAD_THREADS,
+                page_store=options.page_store,
+            )
+
+        cluster = workers("cluster")
         with cluster, CacheClient(ClientConfig.load(env={}, **cluster.client_options)) as client:
             measure_small(result, client, cluster, (oss_port, log), home, idle_s=options.idle)
+            measure_others(result, cluster, workers("others"), options.workers)
             measure_big(result, client, cluster, web.port, options)
             measure_stop(result, client)
     return result
@@ -294,6 +310,14 @@ def measure_small(
     result.small_fetched_ratio = (sent_bytes(log) - before) / size
 
 
+def measure_others(result: Result, cluster: LocalCluster, others: LocalCluster, count: int) -> None:
+    """Half of the objects, which is enough for a hundredth."""
+    half = LoadOptions(file_filter="[02468]$", requests_per_s=result.load_per_s / count)
+    with others, CacheClient(ClientConfig.load(env={}, **others.client_options)) as client:
+        _, latencies = felt(cluster, lambda: finished(client, "/oss/small", half))
+    _, result.others_p99_ms = p50_p99(latencies)
+
+
 def measure_big(
     result: Result, client: CacheClient, cluster: LocalCluster, port: int, options: argparse.Namespace
 ) -> None:
@@ -302,6 +326,11 @@ def measure_big(
     slow_down(port)
     line, latencies = felt(cluster, lambda: read_lines(port, names, options.big_bytes, connections))
     _, result.line_p99_ms = p50_p99(latencies)
+    kept = Path(tempfile.mkdtemp(prefix="kept-", dir=cluster.directory))
+    some = names[: -(-len(names) // 2)]
+    _, latencies = felt(cluster, lambda: read_lines(port, some, options.big_bytes, connections, kept=kept))
+    _, result.kept_p99_ms = p50_p99(latencies)
+    shutil.rmtree(kept)
     job: list[LoadJob] = []
     loaded, latencies = felt(cluster, lambda: job.append(finished(client, "/web/big")))
     result.big_p50_ms, result.big_p99_ms = p50_p99(latencies)

@@ -106,6 +106,12 @@ def prewarm(scene: Scene) -> list[Row]:
             [max(found["copy_p99_ms"], found["line_p99_ms"]) / found["idle_p99_ms"]],
             None,
         ),
+        Row(
+            "prewarm_p99_others",
+            "the same while other workers load as fast, or plain connections write large files to this disk",
+            [max(found["others_p99_ms"], found["kept_p99_ms"]) / found["idle_p99_ms"]],
+            None,
+        ),
         Row("prewarm_stop", "a load is stopped", [found["stop_s"]], Target(1.0, "s", at_least=False), "s"),
         Row(
             "control_prewarm",
