@@ -28,10 +28,10 @@ WHY: dict[str, str] = {
     "worker_4KiB": _SMALL_HITS,
     "worker_100KiB": _SMALL_HITS,
     "worker_1MiB": (
-        "sendfile is nearly all of it on both sides. The worker makes three system calls for a page (recv, send, "
-        "sendfile; both have their share of epoll_wait) and nginx five (recv, writev, sendfile, and TCP_CORK "
-        "twice); nginx is as fast over the worker's page files as over its own. The lines of Python between "
-        "the calls are what is missing, 6 to 9 us of about 100, within the spread of the rounds."
+        "sendfile is nearly all of it on both sides. The worker makes three system calls for a page (recv, "
+        "send, sendfile; both have their share of epoll_wait) and nginx five (recv, writev, sendfile, and "
+        "TCP_CORK twice); nginx is as fast over the worker's page files as over its own. The lines of "
+        "Python between the calls are what is missing, 6 to 9 us of 100, within the spread of rounds."
     ),
     "worker_4MiB": (
         "sendfile is nearly all of it on both sides; the interpreter's part beside it is what is missing, "
