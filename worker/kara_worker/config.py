@@ -67,7 +67,7 @@ class StoreConfig:
     page_dirs: tuple[str, ...] = ()  # "a,b": ours alone; one for each disk
     capacity_bytes: int = 0  # in all directories together; 0: 10 GiB, or half of a smaller disk
     page_bytes: int = DEFAULT_PAGE_BYTES  # power of two; smaller wastes headers, larger wastes reads
-    page_store: str = "files"  # "segments": many pages to a file; "auto": those where the file system can
+    page_store: str = "auto"  # "segments", many pages to a file, where the disk can; else "files"
     eviction: str = "s3fifo"  # the policy's name; one-off scans do not flush the rest
     guard: bool = True  # keeps a scan that is larger than the cache from evicting what it will read again
     high_watermark: float = 0.95  # of the capacity: here eviction begins
