@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from typing import Any
 
 from kara_cache.attachment import Attachment
@@ -83,6 +84,10 @@ def copy(attachment: Attachment, arguments: argparse.Namespace) -> None:
 def free(attachment: Attachment, arguments: argparse.Namespace) -> None:
     path = kara_path(attachment, arguments.path)
     pages, size = attachment.client.free(path, recursive=arguments.recursive)
+    if not (pages or arguments.recursive):
+        with suppress(FileNotFoundError):  # deleted in the store, which is no reason to keep its pages
+            if attachment.client.info(path).is_dir:
+                raise IsADirectoryError(f"{path} is a directory: free what is below it with -r")
     if arguments.json:
         screen.print_json({"path": path, "pages": pages, "bytes": size})
     else:

@@ -202,6 +202,10 @@ def test_free(kara: Kara) -> None:
     )
     (document,) = kara("free", "-r", "/data", "--json").documents
     assert document["path"] == "/data"
+    refused = kara("free", "/data")
+    assert (refused.code, refused.out) == (ExitCode.FAILED, b"")
+    assert "/data is a directory: free what is below it with -r" in refused.words
+    assert kara("free", "/data/not-there").code == ExitCode.OK, "its pages may be there still"
     assert kara("cat", "/data/big.bin").out == BIG
 
 
