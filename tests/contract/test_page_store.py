@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from page_stores import PAGE_STORES, Opener
 
 from kara_cache.errors import ConfigError
 from kara_cache.page import PageId
-from kara_worker.eviction import LeastRecentlyUsed
+from kara_worker.eviction import LeastRecentlyUsed, make_policy
 from kara_worker.pages.page_store import PageStore
 
 Open = Callable[..., PageStore]
@@ -426,3 +427,14 @@ def test_the_status_line_is_short(open_store: Open) -> None:
         put(store, make_page("/m/a"))
         assert "1 pages" in repr(store)
         assert len(repr(store)) < 100
+
+
+def test_the_collector_passes_over_pages(open_store: Open) -> None:
+    """Or it would stop the worker for a second where there are a million of them."""
+    with closing(open_store(policy=make_policy("s3fifo", guard=True))) as store:
+        gc.collect()
+        before = len(gc.get_objects())
+        for number in range(300):
+            assert put(store, make_page(f"/m/{number}", length=100))
+        gc.collect()
+        assert len(gc.get_objects()) - before < 200

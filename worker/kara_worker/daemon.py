@@ -39,6 +39,7 @@ from kara_worker.http.server import HttpServer
 from kara_worker.identity import DirectoryLock, boot_id, load_or_create_identity
 from kara_worker.jobs.load_metrics import LoadMetrics
 from kara_worker.jobs.loads import Loads
+from kara_worker.long_lived import LongLived
 from kara_worker.metrics import WorkerCollector, WorkerMetrics
 from kara_worker.mount_threads import MountThreads
 from kara_worker.mounted_stores import MountedStores
@@ -68,6 +69,7 @@ class WorkerDaemon:
         self._metrics = WorkerMetrics()
         self._clients = ClientTotals()
         self._load_metrics = LoadMetrics()
+        self._long_lived = LongLived()
 
     async def run(self) -> None:
         """Serves until a signal or `stop`, then drains. Raises ConfigError before anything listens."""
@@ -75,7 +77,8 @@ class WorkerDaemon:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(32, thread_name_prefix="send"))
         async with contextlib.AsyncExitStack() as stack:
-            self._build(stack)
+            with self._long_lived.made():
+                self._build(stack)
             await self._listen(stack)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.stop)
@@ -358,6 +361,7 @@ class WorkerDaemon:
     async def _expire_loop(self) -> None:
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
+            self._long_lived.grown(self._pages.stats().pages)
             self._loads.owner.forget_idle()
             await self._guests.sweep()
             await self._cache.run_on_disk(self._loads.rules.expire, time.time_ns())

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from kara_cache.page import PageId
+PageKey = tuple[bytes, int]
+"""A `PageId`, or the plain tuple that equals it, as which books keep millions of pages: of a tuple that holds
+nothing but bytes and numbers the collector sees that it can be in no cycle, and never looks at it again; of
+a subclass it does not. With a million named tuples in its books a full collection stopped the worker for a
+second."""
 
 
 class EvictionPolicy(Protocol):
     """Sizes are bytes on disk. A page is tracked from `track` until `evict` returned it or `forget`."""
 
-    def admit(self, page: PageId, size: int, group: str) -> bool:
+    def admit(self, page: PageKey, size: int, group: str) -> bool:
         """Whether a new page may come in when room must be made for it; False keeps what is there."""
         ...
 
-    def track(self, page: PageId, size: int, group: str) -> None: ...
+    def track(self, page: PageKey, size: int, group: str) -> None: ...
 
-    def touch(self, page: PageId) -> None:
+    def touch(self, page: PageKey) -> None:
         """A use. Unknown pages are ignored. Called for every hit: must stay under a microsecond or two."""
         ...
 
-    def evict(self) -> PageId | None:
+    def evict(self) -> PageKey | None:
         """Chooses the next victim and stops tracking it; None when nothing is tracked."""
         ...
 
@@ -32,7 +36,7 @@ class EvictionPolicy(Protocol):
         """
         ...
 
-    def forget(self, page: PageId) -> None:
+    def forget(self, page: PageKey) -> None:
         """The page is gone for another reason. Unknown pages are ignored."""
         ...
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-from kara_cache.page import PageId
+from kara_worker.eviction.base import PageKey
 
 _KEY_BITS = 60
 _RECENT = 16  # verdicts that the rate is averaged over
 
 
-def page_key(page: PageId) -> int:
+def page_key(page: PageKey) -> int:
     """60 bits that stand for a page: half the memory of its name, and the same in every process."""
-    mixed = int.from_bytes(page.file_id[:8], "little") + page.index * 0x9E3779B97F4A7C15
+    mixed = int.from_bytes(page[0][:8], "little") + page[1] * 0x9E3779B97F4A7C15
     mixed = ((mixed ^ (mixed >> 29)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     return (mixed ^ (mixed >> 32)) & ((1 << _KEY_BITS) - 1)
 
@@ -42,7 +42,7 @@ class GhostList:
         """The part of all pages that is in the sample."""
         return self._below / (1 << _KEY_BITS)
 
-    def meet(self, page: PageId, now: int, stamp: int) -> float | None:
+    def meet(self, page: PageKey, now: int, stamp: int) -> float | None:
         """Requests since the page was used last, inf if it is new, None if it is not in the sample.
 
         `stamp` is `now`, rounded down so that many pages share one integer.
@@ -54,12 +54,12 @@ class GhostList:
         self.used[key] = stamp
         return math.inf if at is None else now - at
 
-    def remember(self, page: PageId, used_at: int) -> None:
+    def remember(self, page: PageKey, used_at: int) -> None:
         """A page that has left."""
         if (key := page_key(page)) < self._below:
             self.used[key] = used_at
 
-    def forget(self, page: PageId) -> None:
+    def forget(self, page: PageKey) -> None:
         """A page that has come in."""
         self.used.pop(page_key(page), None)
 

@@ -37,8 +37,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 
-from kara_cache.page import PageId
-from kara_worker.eviction.base import EvictionPolicy
+from kara_worker.eviction.base import EvictionPolicy, PageKey
 from kara_worker.eviction.ghost import GhostList
 from kara_worker.eviction.recent_max import RecentMax
 
@@ -119,7 +118,7 @@ class _Group:
         self.droughts.add(min(self.misses, 2 * self._patience()))
         self.misses = 0
 
-    def wants(self, page: PageId) -> bool:
+    def wants(self, page: PageKey) -> bool:
         """Rules 2 to 4 on a miss. Remembers the page, which may be refused."""
         if not self.misses:
             self.dry_since = self.clock
@@ -141,7 +140,7 @@ class _Group:
     def has_dead(self) -> bool:
         return self.pages > 0 and self._oldest() < self._dead_before()
 
-    def victim(self, pages: dict[PageId, _Tick]) -> PageId | None:
+    def victim(self, pages: dict[PageKey, _Tick]) -> PageKey | None:
         """A dead page if there are any: others that the inner policy offers are handed back to it."""
         tries, bound = _TRIES if self.has_dead() else 1, self._dead_before()
         page = self.inner.evict()
@@ -188,13 +187,13 @@ class Guard:
         self._inner = inner
         self._ghost_keys = ghost_keys
         self._groups: dict[str, _Group] = {}
-        self._pages: dict[PageId, _Tick] = {}  # when each was used last
+        self._pages: dict[PageKey, _Tick] = {}  # when each was used last
         self._bytes = 0
         self._clock = 0  # requests
-        self._asked: PageId | None = None  # admitted, not tracked yet
+        self._asked: PageKey | None = None  # admitted, not tracked yet
         self._source: _Group | None = None  # where room is to be made
 
-    def admit(self, page: PageId, size: int, group: str) -> bool:
+    def admit(self, page: PageKey, size: int, group: str) -> bool:
         asking = self._request(group)
         self._asked = page
         wanted = asking.wants(page)
@@ -206,7 +205,7 @@ class Guard:
             return True
         return False
 
-    def track(self, page: PageId, size: int, group: str) -> None:
+    def track(self, page: PageKey, size: int, group: str) -> None:
         if page in self._pages:
             return
         own = self._groups.get(group)
@@ -222,7 +221,7 @@ class Guard:
         self._pages[page] = own.tick
         own.inner.track(page, size, group)
 
-    def touch(self, page: PageId) -> None:
+    def touch(self, page: PageKey) -> None:
         tick = self._pages.get(page)
         if tick is None:
             return
@@ -241,7 +240,7 @@ class Guard:
             self._pages[page] = now
         group.inner.touch(page)
 
-    def evict(self) -> PageId | None:
+    def evict(self) -> PageKey | None:
         source = self._idlest() or self._source
         if source is None or not source.pages:
             source = self._largest()
@@ -255,7 +254,7 @@ class Guard:
     def expendable(self) -> bool:
         return self._idlest() is not None or any(group.has_dead() for group in self._groups.values())
 
-    def forget(self, page: PageId) -> None:
+    def forget(self, page: PageKey) -> None:
         tick = self._pages.get(page)
         if tick is not None:
             tick.group.inner.forget(page)
@@ -264,7 +263,7 @@ class Guard:
     def __len__(self) -> int:
         return len(self._pages)
 
-    def _leave(self, page: PageId) -> None:
+    def _leave(self, page: PageKey) -> None:
         tick = self._pages.pop(page)
         tick.count -= 1
         group = tick.group

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from kara_cache.page import PageId
+from kara_worker.eviction.base import PageKey
 
 
 class LeastRecentlyUsed:
     """Evicts the page whose last use is the longest ago."""
 
     def __init__(self) -> None:
-        self._pages: OrderedDict[PageId, None] = OrderedDict()  # least recently used first
+        self._pages: OrderedDict[PageKey, None] = OrderedDict()  # least recently used first
 
-    def admit(self, page: PageId, size: int, group: str) -> bool:
+    def admit(self, page: PageKey, size: int, group: str) -> bool:
         return True
 
-    def track(self, page: PageId, size: int, group: str) -> None:
+    def track(self, page: PageKey, size: int, group: str) -> None:
         self._pages[page] = None
         self._pages.move_to_end(page)
 
-    def touch(self, page: PageId) -> None:
+    def touch(self, page: PageKey) -> None:
         if page in self._pages:
             self._pages.move_to_end(page)
 
-    def evict(self) -> PageId | None:
+    def evict(self) -> PageKey | None:
         return self._pages.popitem(last=False)[0] if self._pages else None
 
     def expendable(self) -> bool:
         return bool(self._pages)
 
-    def forget(self, page: PageId) -> None:
+    def forget(self, page: PageKey) -> None:
         self._pages.pop(page, None)
 
     def __len__(self) -> int:

@@ -6,9 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from kara_cache.page import PageId
 from kara_cache.path_rule import Priority
-from kara_worker.eviction.base import EvictionPolicy
+from kara_worker.eviction.base import EvictionPolicy, PageKey
 from kara_worker.eviction.lru import LeastRecentlyUsed
 from kara_worker.eviction.quotas import Quotas
 
@@ -21,7 +20,7 @@ class _File:
     """A file whose priority is not the usual one."""
 
     priority: Priority
-    pages: dict[PageId, tuple[int, str]]  # size and group
+    pages: dict[PageKey, tuple[int, str]]  # size and group
 
 
 class Priorities:
@@ -41,7 +40,7 @@ class Priorities:
         self._expected: OrderedDict[bytes, Priority] = OrderedDict()  # files without pages, oldest first
         self._low_bytes = 0
 
-    def prefer(self, file_id: bytes, priority: Priority, pages: Iterable[tuple[PageId, int, str]]) -> None:
+    def prefer(self, file_id: bytes, priority: Priority, pages: Iterable[tuple[PageKey, int, str]]) -> None:
         """From now on the file has this priority; `pages` are those that are tracked, with size and group."""
         if self.priority_of(file_id) is priority:
             return
@@ -65,8 +64,8 @@ class Priorities:
         known = self._files.get(file_id)
         return known.priority if known is not None else self._expected.get(file_id, Priority.MEDIUM)
 
-    def admit(self, page: PageId, size: int, group: str) -> bool:
-        priority = self.priority_of(page.file_id)
+    def admit(self, page: PageKey, size: int, group: str) -> bool:
+        priority = self.priority_of(page[0])
         own = self._levels[priority]
         if priority is not Priority.LOW and self._low_bytes >= size:
             return True
@@ -77,10 +76,10 @@ class Priorities:
             return False
         return own.admit(page, size, group)
 
-    def track(self, page: PageId, size: int, group: str) -> None:
-        known = self._files.get(page.file_id)
-        if known is None and (priority := self._expected.pop(page.file_id, None)) is not None:
-            known = self._files[page.file_id] = _File(priority, {})
+    def track(self, page: PageKey, size: int, group: str) -> None:
+        known = self._files.get(page[0])
+        if known is None and (priority := self._expected.pop(page[0], None)) is not None:
+            known = self._files[page[0]] = _File(priority, {})
         if known is None:
             self._medium.track(page, size, group)
             return
@@ -90,21 +89,21 @@ class Priorities:
                 self._low_bytes += size
         self._levels[known.priority].track(page, size, group)
 
-    def touch(self, page: PageId) -> None:
-        known = self._files.get(page.file_id)
+    def touch(self, page: PageKey) -> None:
+        known = self._files.get(page[0])
         if known is None:
             self._medium.touch(page)
         else:
             self._levels[known.priority].touch(page)
 
-    def evict(self) -> PageId | None:
+    def evict(self) -> PageKey | None:
         for priority in _ORDER:
             if (page := self._levels[priority].evict()) is not None:
                 self._left(page)
                 return page
         return None
 
-    def evict_from(self, group: str) -> PageId | None:
+    def evict_from(self, group: str) -> PageKey | None:
         """A victim of the group itself, which has a quota; None where it has none to give."""
         for priority in _ORDER:
             level = self._levels[priority]
@@ -118,20 +117,20 @@ class Priorities:
         levels = (self._levels[priority] for priority in _ORDER)
         return next((level for level in levels if len(level)), self._medium).expendable()
 
-    def forget(self, page: PageId) -> None:
-        self._levels[self.priority_of(page.file_id)].forget(page)
+    def forget(self, page: PageKey) -> None:
+        self._levels[self.priority_of(page[0])].forget(page)
         self._left(page)
 
-    def _left(self, page: PageId) -> None:
+    def _left(self, page: PageKey) -> None:
         """The file is remembered while it has pages, and a while longer: others may be on their way."""
-        known = self._files.get(page.file_id)
+        known = self._files.get(page[0])
         if known is None or (gone := known.pages.pop(page, None)) is None:
             return
         if known.priority is Priority.LOW:
             self._low_bytes -= gone[0]
         if not known.pages:
-            del self._files[page.file_id]
-            self._expect(page.file_id, known.priority)
+            del self._files[page[0]]
+            self._expect(page[0], known.priority)
 
     def __len__(self) -> int:
         return sum(map(len, self._levels.values()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from kara_cache.page import PageId
+from kara_worker.eviction.base import PageKey
 from kara_worker.eviction.ghost import page_key
 
 _SMALL_SHARE = 10  # the small queue holds a tenth of the pages (section 4.1 of the paper)
@@ -27,19 +27,19 @@ class S3Fifo:
     """
 
     def __init__(self) -> None:
-        self._state: dict[PageId, int] = {}  # uses, and _MAIN
+        self._state: dict[PageKey, int] = {}  # uses, and _MAIN
         # oldest first; both also hold names of pages that have left
-        self._small: deque[PageId] = deque()
-        self._main: deque[PageId] = deque()
+        self._small: deque[PageKey] = deque()
+        self._main: deque[PageKey] = deque()
         self._mains = 0
         self._ghost_order: deque[int] = deque()
         self._ghosts: set[int] = set()
         self._filling = True  # nothing has been evicted yet
 
-    def admit(self, page: PageId, size: int, group: str) -> bool:
+    def admit(self, page: PageKey, size: int, group: str) -> bool:
         return True
 
-    def track(self, page: PageId, size: int, group: str) -> None:
+    def track(self, page: PageKey, size: int, group: str) -> None:
         if page in self._state:
             return
         key = page_key(page) if self._ghosts else 0
@@ -52,12 +52,12 @@ class S3Fifo:
             self._state[page] = 0
             self._small.append(page)
 
-    def touch(self, page: PageId) -> None:
+    def touch(self, page: PageKey) -> None:
         state = self._state.get(page)
         if state is not None and state & _MAX_USES < _MAX_USES:
             self._state[page] = state + 1
 
-    def evict(self) -> PageId | None:
+    def evict(self) -> PageKey | None:
         if self._filling:
             self._divide()
         while self._state:
@@ -72,7 +72,7 @@ class S3Fifo:
     def expendable(self) -> bool:
         return bool(self._state)
 
-    def forget(self, page: PageId) -> None:
+    def forget(self, page: PageKey) -> None:
         state = self._state.pop(page, None)
         if state is None:
             return
@@ -94,7 +94,7 @@ class S3Fifo:
             self._state[page] |= _MAIN
         self._mains = len(pages) - first
 
-    def _evict_small(self) -> PageId | None:
+    def _evict_small(self) -> PageKey | None:
         """The oldest page of the small queue that was not used enough; those before it are promoted."""
         while self._small:
             page = self._small.popleft()
@@ -109,7 +109,7 @@ class S3Fifo:
             self._main.append(page)
         return None
 
-    def _pass_main(self) -> PageId | None:
+    def _pass_main(self) -> PageKey | None:
         """Looks at the oldest page of the main queue: None if it gets another round, or is gone."""
         page = self._main.popleft()
         state = self._state.get(page, 0)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from kara_cache.page import PageId
-from kara_worker.eviction.base import EvictionPolicy
+from kara_worker.eviction.base import EvictionPolicy, PageKey
 
 
 class Sheltered:
@@ -19,7 +18,7 @@ class Sheltered:
     def __init__(self, inner: EvictionPolicy) -> None:
         self._inner = inner
         self._holds: dict[bytes, int] = {}  # file -> how many want it to stay
-        self._pages: dict[bytes, dict[PageId, tuple[int, str]]] = {}  # file -> page -> size and group
+        self._pages: dict[bytes, dict[PageKey, tuple[int, str]]] = {}  # file -> page -> size and group
         self._count = 0
         self.bytes = 0  # of the pages that stay
         self.bytes_of: Counter[str] = Counter()  # the same, by group
@@ -29,7 +28,7 @@ class Sheltered:
         """Pages that stay."""
         return self._count
 
-    def shelter(self, file_id: bytes, pages: Iterable[tuple[PageId, int, str]]) -> None:
+    def shelter(self, file_id: bytes, pages: Iterable[tuple[PageKey, int, str]]) -> None:
         """One more reason to keep a file; `pages` are those that are tracked now, with size and group."""
         self._holds[file_id] = self._holds.get(file_id, 0) + 1
         if self._holds[file_id] > 1:
@@ -62,29 +61,29 @@ class Sheltered:
         self.bytes += size
         self.bytes_of[group] += size
 
-    def admit(self, page: PageId, size: int, group: str) -> bool:
-        return page.file_id in self._holds or self._inner.admit(page, size, group)
+    def admit(self, page: PageKey, size: int, group: str) -> bool:
+        return page[0] in self._holds or self._inner.admit(page, size, group)
 
-    def track(self, page: PageId, size: int, group: str) -> None:
-        held = self._pages.get(page.file_id)
+    def track(self, page: PageKey, size: int, group: str) -> None:
+        held = self._pages.get(page[0])
         if held is None:
             self._inner.track(page, size, group)
         elif page not in held:
             held[page] = (size, group)
             self._add(1, size, group)
 
-    def touch(self, page: PageId) -> None:
-        if page.file_id not in self._holds:
+    def touch(self, page: PageKey) -> None:
+        if page[0] not in self._holds:
             self._inner.touch(page)
 
-    def evict(self) -> PageId | None:
+    def evict(self) -> PageKey | None:
         return self._inner.evict()
 
     def expendable(self) -> bool:
         return self._inner.expendable()
 
-    def forget(self, page: PageId) -> None:
-        held = self._pages.get(page.file_id)
+    def forget(self, page: PageKey) -> None:
+        held = self._pages.get(page[0])
         if held is None:
             self._inner.forget(page)
         elif (known := held.pop(page, None)) is not None:

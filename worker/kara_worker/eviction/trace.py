@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 from kara_cache.page import PageId
-from kara_worker.eviction.base import EvictionPolicy
+from kara_worker.eviction.base import EvictionPolicy, PageKey
 
 Request = tuple[PageId, str]
 """A page and the group (mount) it belongs to."""
@@ -62,7 +62,7 @@ def mixed(
 
 def replay(policy: EvictionPolicy, capacity: int, requests: Iterable[Request]) -> list[bool]:
     """Whether each request hit a cache of `capacity` pages; calls `policy` as a page store would."""
-    here: set[PageId] = set()
+    here: set[PageKey] = set()
     hits = []
     for page, group in requests:
         hit = page in here

@@ -179,10 +179,13 @@ class DiskPageStore(Generic[E]):
         self._finish_listing()
         cutoffs = {group_token(mount.strip("/")): now_ns - int(ttl * 1e9) for mount, ttl in ttl_s.items()}
         count = 0
-        for page in self._space.index.pages():
-            entry = self._space.index.get(page)
-            cutoff = cutoffs.get(self._space.index.group(page, entry)) if entry is not None else None
-            if entry is not None and cutoff is not None and self._files.is_older(page, entry, cutoff):
+        for key in self._space.index.pages():
+            entry = self._space.index.get(key)
+            cutoff = cutoffs.get(self._space.index.group(key, entry)) if entry is not None else None
+            if entry is None or cutoff is None:
+                continue
+            page = PageId(*key)
+            if self._files.is_older(page, entry, cutoff):
                 count += self._files.drop(page, "ttl", entry=entry) > 0
         return count
 

@@ -6,6 +6,7 @@ import resource
 from collections import OrderedDict
 
 from kara_cache.page import PageId
+from kara_worker.eviction.base import PageKey
 from kara_worker.pages.page_store import StoredPage
 
 
@@ -18,7 +19,7 @@ class OpenPages:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         bounded = of_files and soft != resource.RLIM_INFINITY
         self.limit = max(1, min(limit, soft // 2) if bounded else limit)
-        self._pages: OrderedDict[PageId, StoredPage] = OrderedDict()  # least recently used first
+        self._pages: OrderedDict[PageKey, StoredPage] = OrderedDict()  # least recently used first
 
     def get(self, page: PageId) -> StoredPage | None:
         stored = self._pages.get(page)
@@ -34,7 +35,7 @@ class OpenPages:
             return self._pages.popitem(last=False)[1]
         return replaced
 
-    def pop(self, page: PageId) -> StoredPage | None:
+    def pop(self, page: PageKey) -> StoredPage | None:
         return self._pages.pop(page, None)
 
     def take_half(self) -> list[StoredPage]:

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
+from msgspec import Struct
+
 from kara_cache.page import PageId
+from kara_worker.eviction.base import PageKey
 from kara_worker.pages.page_file import PageEntry
 
 E = TypeVar("E")  # what is known of a page without reading it: where it is, above all
 _SHARED_ENTRIES = 1 << 16
-make_page: Callable[[tuple[bytes, int]], PageId] = partial(tuple.__new__, PageId)  # in half the time
 
 
-class FileRecord:
-    """One version of one file, as far as it is here."""
+class FileRecord(Struct, gc=False, eq=False):
+    """One version of one file, as far as it is here. Can be in no cycle, so the collector need not look."""
 
-    __slots__ = ("bytes", "file_id", "group", "last_index", "pages", "path")
-
-    def __init__(self, file_id: bytes) -> None:
-        self.file_id = file_id
-        self.path: str | None = None  # None: in the headers only, "": not even there
-        self.group = ""  # `group_token` of its mount, where entries do not have it
-        self.pages = 0
-        self.bytes = 0
-        self.last_index = 0
+    file_id: bytes
+    path: str | None = None  # None: in the headers only, "": not even there
+    group: str = ""  # `group_token` of its mount, where entries do not have it
+    pages: int = 0
+    bytes: int = 0
+    last_index: int = 0
 
 
 class PageIndex(Generic[E]):
     """Not thread-safe: guarded by the store's lock. A kind of store says what its entries mean."""
 
     def __init__(self) -> None:
-        self._pages: dict[PageId, E] = {}
+        self._pages: dict[PageKey, E] = {}
         self._files: dict[bytes, FileRecord] = {}
 
     def size(self, entry: E) -> int:
         """Bytes of the page on disk."""
         raise NotImplementedError
 
-    def group(self, page: PageId, entry: E) -> str:
+    def group(self, page: PageKey, entry: E) -> str:
         """Of a page that is here: the token of its mount."""
         raise NotImplementedError
 
@@ -51,7 +49,7 @@ class PageIndex(Generic[E]):
         """An equal one that is kept already."""
         return entry
 
-    def _came(self, page: PageId, entry: E) -> None:
+    def _came(self, page: PageKey, entry: E) -> None:
         """A page is in the books now."""
 
     def _left(self, entry: E) -> None:
@@ -60,40 +58,39 @@ class PageIndex(Generic[E]):
     def __len__(self) -> int:
         return len(self._pages)
 
-    def get(self, page: PageId) -> E | None:
+    def get(self, page: PageKey) -> E | None:
         return self._pages.get(page)
 
-    def add(self, page: PageId, entry: E, path: str, group: str) -> PageId:
-        """A page that is not there yet. Returns the page with shared parts, to be kept instead."""
+    def add(self, page: PageId, entry: E, path: str, group: str) -> PageKey:
+        """A page that is not there yet. Returns its key, to be kept by others, too."""
         entry = self._shared(entry)
         record = self._files.get(page.file_id)
         if record is None:
             record = self._files[page.file_id] = FileRecord(page.file_id)
-        if page.file_id is not record.file_id:
-            page = make_page((record.file_id, page.index))
-        self._pages[page] = entry
+        key = (record.file_id, page.index)
+        self._pages[key] = entry
         record.pages += 1
         record.bytes += self.size(entry)
         if page.index > record.last_index:
             record.last_index = page.index
         record.path = record.path or path
         record.group = group
-        self._came(page, entry)
-        return page
+        self._came(key, entry)
+        return key
 
     def add_found(
         self, found: Iterable[tuple[bytes, int, E]]
-    ) -> tuple[list[tuple[PageId, E]], list[tuple[PageId, E]]]:
+    ) -> tuple[list[tuple[PageKey, E]], list[tuple[PageId, E]]]:
         """Pages of an earlier process: those that are new, and second places of pages that are known."""
         new, spare = [], []
         files, pages, size, came = self._files, self._pages, self.size, self._came
         for file_id, number, entry in found:
             record = files.get(file_id) or FileRecord(file_id)
-            page = make_page((record.file_id, number))
+            page = (record.file_id, number)
             known = pages.setdefault(page, entry)
             if known is not entry:
                 if known != entry:
-                    spare.append((page, entry))
+                    spare.append((PageId(*page), entry))
                 continue
             files[record.file_id] = record
             record.pages += 1
@@ -111,14 +108,14 @@ class PageIndex(Generic[E]):
         self._came(page, entry)
         self._left(known)
 
-    def pop(self, page: PageId) -> E | None:
+    def pop(self, page: PageKey) -> E | None:
         entry = self._pages.pop(page, None)
         if entry is not None:
-            record = self._files[page.file_id]
+            record = self._files[page[0]]
             record.pages -= 1
             record.bytes -= self.size(entry)
             if not record.pages:
-                del self._files[page.file_id]
+                del self._files[page[0]]
             self._left(entry)
         return entry
 
@@ -128,10 +125,10 @@ class PageIndex(Generic[E]):
     def files(self) -> list[FileRecord]:
         return list(self._files.values())
 
-    def pages(self) -> list[PageId]:
+    def pages(self) -> list[PageKey]:
         return list(self._pages)
 
-    def pages_in(self, directory: int) -> list[PageId]:
+    def pages_in(self, directory: int) -> list[PageKey]:
         return [page for page, entry in self._pages.items() if self.directory(entry) == directory]
 
     def pages_of(self, records: list[FileRecord]) -> Iterator[PageId]:
@@ -141,7 +138,7 @@ class PageIndex(Generic[E]):
             candidates = (PageId(r.file_id, index) for r in records for index in range(r.last_index + 1))
             return (page for page in candidates if page in self._pages)
         wanted = {record.file_id for record in records}
-        return (page for page in self.pages() if page.file_id in wanted)
+        return (PageId(*page) for page in self.pages() if page[0] in wanted)
 
 
 class FileIndex(PageIndex[PageEntry]):
@@ -157,7 +154,7 @@ class FileIndex(PageIndex[PageEntry]):
     def size(self, entry: PageEntry) -> int:
         return entry.size
 
-    def group(self, page: PageId, entry: PageEntry) -> str:
+    def group(self, page: PageKey, entry: PageEntry) -> str:
         return entry.group
 
     def directory(self, entry: PageEntry) -> int:

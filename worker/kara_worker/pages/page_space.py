@@ -12,7 +12,7 @@ from typing import Generic
 
 from kara_cache.page import PageId
 from kara_cache.path_rule import Priority
-from kara_worker.eviction.base import EvictionPolicy
+from kara_worker.eviction.base import EvictionPolicy, PageKey
 from kara_worker.eviction.priorities import Priorities
 from kara_worker.eviction.sheltered import Sheltered
 from kara_worker.pages.open_pages import OpenPages
@@ -84,7 +84,7 @@ class PageSpace(Generic[E]):
                 self._policy.touch(page)
             return stored
 
-    def find(self, page: PageId) -> E | None:
+    def find(self, page: PageKey) -> E | None:
         with self._lock:
             return self._index.get(page)
 
@@ -153,7 +153,7 @@ class PageSpace(Generic[E]):
                 self.bytes += size
                 self._count(group, size)
 
-    def track_found(self, pages: Iterable[PageId]) -> None:
+    def track_found(self, pages: Iterable[PageKey]) -> None:
         """Adopted pages, of which some may have left."""
         with self._lock:
             index, track = self._index, self._policy.track
@@ -164,8 +164,8 @@ class PageSpace(Generic[E]):
     def add(self, page: PageId, entry: E, path: str, group: str) -> None:
         """The page is in its place; its bytes were reserved, and it is not in the books yet."""
         with self._lock:
-            page = self._index.add(page, entry, path, group)
-            self._policy.track(page, self._index.size(entry), group)
+            key = self._index.add(page, entry, path, group)
+            self._policy.track(key, self._index.size(entry), group)
 
     def move(self, page: PageId, entry: E, place: E) -> bool:
         """The page is at `place`, too, and from now on only there; False if it is not at `entry` any more."""
@@ -228,7 +228,7 @@ class PageSpace(Generic[E]):
         if group in self._quotas:
             self._group_bytes[group] += size
 
-    def _next_victim(self, group: str | None) -> PageId | None:
+    def _next_victim(self, group: str | None) -> PageKey | None:
         return self._policy.evict() if group is None else self._ranked.evict_from(group)
 
     def _choose_victims(
@@ -237,7 +237,8 @@ class PageSpace(Generic[E]):
         """With `group`, of its own pages only."""
         victims: list[tuple[PageId, E]] = []
         closing: list[StoredPage | None] = []
-        while need > 0 and len(victims) < limit and (page := self._next_victim(group)) is not None:
+        while need > 0 and len(victims) < limit and (key := self._next_victim(group)) is not None:
+            page = PageId(*key)
             entry = self._index.get(page)
             assert entry is not None, f"the policy knew {page}, the index did not"
             size = self._index.size(entry)

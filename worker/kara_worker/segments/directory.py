@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 from kara_cache.errors import ConfigError
 from kara_cache.page import PageHeader, PageId
+from kara_worker.eviction.base import PageKey
 from kara_worker.pages.left_segments import FOLDER, SUFFIX
 from kara_worker.pages.page_directory import PageDirectory
 from kara_worker.pages.page_file import CREATED_STEP_NS
@@ -42,11 +43,11 @@ class SegmentDirectory:
         self.home = home
         self.heads: dict[str, SegmentHead] = {}  # by what is added there
         self.spares: list[Segment] = []  # removed ones that nobody has seen; their files become the next
-        self.found: deque[PageId] = deque()  # pages of an earlier process that the policy does not know yet
+        self.found: deque[PageKey] = deque()  # pages of an earlier process that the policy does not know yet
         self._index = index
         self._folder = f"{home.root}/{FOLDER}"
         self._journal: Journal | None = None
-        self._unsaid: list[tuple[PageId, Segment, int]] = []  # pages that left, and where they were
+        self._unsaid: list[tuple[PageKey, Segment, int]] = []  # pages that left, and where they were
         self._next = 0
 
     def open(self, space: PageSpace[int]) -> int:
@@ -67,10 +68,11 @@ class SegmentDirectory:
         sizes = self._files()
         numbers = {entry >> PLACE_BITS for entry in journal.pages.values()}
         self._next = 1 + max(*sizes, *numbers, -1, -1)
-        segments = {number: self._segment(number, *sizes[number]) for number in sizes if number in numbers}
+        kept = sorted(numbers & sizes.keys())  # in a store without holes slots are numbers, and entries stay
+        segments = {number: self._segment(number, *sizes[number]) for number in kept}
         for segment in segments.values():
             self._index.attach(segment)
-        spare: list[tuple[PageId, int]] = []
+        spare: list[tuple[PageKey, int]] = []
         space.adopt(lambda: self._index.adopt(journal.pages, segments, journal.files, spare))
         self.log_gone(spare)
         self.log_unsaid()
@@ -157,7 +159,7 @@ class SegmentDirectory:
         else:
             self._open_journal().placed([(page, segment.number, place)], before=before)
 
-    def log_gone(self, victims: Iterable[tuple[PageId, int]]) -> None:
+    def log_gone(self, victims: Iterable[tuple[PageKey, int]]) -> None:
         """To be called after the pages have left the books. The journal hears of many at once, and not at
         all of pages whose segment is removed before that: pages that were evicted shortly before a kill
         are there again after it, as they were."""

@@ -26,12 +26,13 @@ from itertools import islice
 from sys import intern
 
 from kara_cache.checksum import checksum
-from kara_cache.page import PageId
-from kara_worker.pages.page_index import FileRecord, make_page
+from kara_worker.eviction.base import PageKey
+from kara_worker.pages.page_index import FileRecord
 from kara_worker.segments.segment import PLACE_BITS
 
 _HEAD = struct.Struct("<II")
 _SUM = struct.Struct("<Q")
+_WHOLE_HEAD = struct.Struct("<IIQ")  # with the sum
 _PAGE = struct.Struct("<16sQIQ")
 _FILE = struct.Struct("<16s8s")
 _AGE = struct.Struct("<III")
@@ -40,7 +41,7 @@ _BATCH = 2048  # records in a frame of an index
 _MOST_FRAME_BYTES = 1 << 20
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
-Placed = tuple[PageId, int, int]  # page, number of the segment, place
+Placed = tuple[PageKey, int, int]  # page, number of the segment, place
 
 
 class Journal:
@@ -49,8 +50,8 @@ class Journal:
     def __init__(self, folder: str) -> None:
         """Reads what is there. Raises OSError."""
         self._folder = folder
-        self.pages: dict[PageId, int] = {}  # -> number of the segment << PLACE_BITS | place
-        self.files: dict[bytes, tuple[str, str]] = {}  # -> path, group
+        self.pages: dict[PageKey, int] = {}  # -> number of the segment << PLACE_BITS | place
+        self.files: dict[bytes, FileRecord] = {}  # path and group of each, and nothing else yet
         self.ages: dict[int, tuple[int, int]] = {}  # segment -> oldest, newest
         self._ids: dict[bytes, bytes] = {}  # one copy of each
         self.records = 0  # in journals, since the last index
@@ -127,32 +128,31 @@ class Journal:
     def _read(self, path: str) -> int:
         """The state after all whole frames of the file; where they end."""
         with open(path, "rb") as file:
-            raw = memoryview(file.read())
-        at, pages, ids = 0, self.pages, self._ids.setdefault
-        unpack, pages_of = _HEAD.unpack_from, _PAGE.iter_unpack
-        while at + 16 <= len(raw):
-            size, kind = unpack(raw, at)
-            payload = raw[at + 16 : at + 16 + size]
-            if (
-                size > _MOST_FRAME_BYTES
-                or len(payload) != size
-                or _sum(raw[at : at + 8], payload) != raw[at + 8 : at + 16]
-            ):
+            raw = (
+                file.read()
+            )  # bytes: there is a frame for each file, and views of it would take twice as long
+        at, last, pages, ids = 0, len(raw) - 16, self.pages, self._ids.setdefault
+        unpack, pages_of = _WHOLE_HEAD.unpack_from, _PAGE.iter_unpack
+        while at <= last:
+            size, kind, want = unpack(raw, at)
+            payload = raw[at + 16 : at + 16 + min(size, _MOST_FRAME_BYTES)]
+            if len(payload) != size or checksum(raw[at : at + 8] + payload) != want:
                 break
             at += 16 + size
             self.records += 1
             if kind == _PLACED:
                 for file_id, index, number, place in pages_of(payload):
-                    pages[make_page((ids(file_id, file_id), index))] = number << PLACE_BITS | place
+                    pages[ids(file_id, file_id), index] = number << PLACE_BITS | place
             elif kind == _GONE:
                 for file_id, index, number, place in pages_of(payload):
-                    if pages.get(page := make_page((file_id, index))) == number << PLACE_BITS | place:
+                    if pages.get(page := (file_id, index)) == number << PLACE_BITS | place:
                         del pages[page]
             elif kind == _FILED:
                 file_id, group = _FILE.unpack_from(payload)
-                path_bytes = bytes(payload[_FILE.size :])
-                token = intern(group.decode())  # the same for all files of a mount
-                self.files[file_id] = path_bytes.decode("utf-8", "surrogatepass"), token
+                name = payload[_FILE.size :].decode("utf-8", "surrogatepass")
+                file_id = ids(file_id, file_id)
+                # the token is the same for all files of a mount
+                self.files[file_id] = FileRecord(file_id, name, intern(group.decode()))
             elif kind == _AGED:
                 number, oldest, newest = _AGE.unpack(payload)
                 self.ages[number] = oldest, newest

@@ -95,7 +95,8 @@ class SegmentReclaim:
         place = next((p for p in self._copier.places() if p.home.number == segment.directory), None)
         if place is None:
             return False
-        for page in dict.fromkeys(segment.pages):
+        for key in dict.fromkeys(segment.pages):
+            page = PageId(*key)
             entry = self._space.find(page)
             if entry is None or slot_in(entry) != slot or segment.slot != slot:
                 continue

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 
-from kara_cache.page import HEADER_BYTES, PageHeader, PageId
+from kara_cache.page import HEADER_BYTES, PageHeader
 from kara_cache.page_record import LARGE_BYTES, LARGE_UNIT_BYTES, UNIT_BYTES
+from kara_worker.eviction.base import PageKey
 from kara_worker.pages.page_store import StoredPage
 
 NEVER = (1 << 32) - 1  # in steps: later than any page was made
@@ -81,7 +82,7 @@ class Segment:
         self.slot = -1  # in the index; -1: in none, so it may be removed or is
         self.bytes = size  # on disk
         self.live = 0  # of them, of pages that are in the books
-        self.pages: list[PageId] = []  # in the order they came, also those that have left
+        self.pages: list[PageKey] = []  # in the order they came, also those that have left
         self.oldest, self.newest = NEVER, 0  # steps in which its pages were made
         self.pending = 0  # writes on their way
         self.sealed = sealed

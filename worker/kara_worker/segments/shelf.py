@@ -13,6 +13,7 @@ from kara_cache.checksum import checksum
 from kara_cache.errors import ConfigError
 from kara_cache.page import PageHeader, PageId
 from kara_cache.page_record import pack, packed_bytes, record_bytes, unit_of
+from kara_worker.eviction.base import PageKey
 from kara_worker.pages.directory_faults import DirectoryFaults
 from kara_worker.pages.page_directory import PageDirectory, is_full
 from kara_worker.pages.page_file import CREATED_STEP_NS, PageDamaged
@@ -111,7 +112,7 @@ class SegmentShelf:
         for place in self._places:
             found = place.found
             while found and not stop():
-                batch: list[PageId] = []
+                batch: list[PageKey] = []
                 with suppress(IndexError):  # another thread takes from it, too
                     batch.extend(found.popleft() for _ in range(_FOUND_BATCH))
                 self._space.track_found(batch)
