@@ -150,8 +150,14 @@ WHY |= {
         "one connection to a worker beside us is as fast as memory is copied, so that others cannot bring "
         "more; trying whether they do costs a part of the file."
     ),
-    "foreground_p99": _TWO_CORES + "What the worker spends on a MiB is told below.",
-    "prewarm_p99": _TWO_CORES + "The row of the same bytes read past the cache says what is not the load's.",
+    "foreground_p99": (
+        _TWO_CORES + "Of the time of slow reads (perf sched, with other programs beside) 83 % are that wait, "
+        "4 % one for the interpreter, none one for a disk. What the worker spends on a MiB is told below."
+    ),
+    "prewarm_p99": (
+        _TWO_CORES + "The rows of the same bytes read past the cache, and of other workers that load as "
+        "fast, say what is not this worker's. A profile: docs/load-jobs.md."
+    ),
     "prewarm_big": "listing, the first bytes and the receipt are in it, of a load of a few seconds.",
     "disk_pages": (
         "the same disk and the same megabytes, and the same calls of the kernel: a thread reads a page and "
