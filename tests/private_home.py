@@ -10,10 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from pages_on_disk import pages_on_disk
 
 README = Path(__file__).parents[1] / "README.md"
 START_S = 60.0
@@ -72,6 +75,13 @@ class PrivateHome:
         """How many workers have begun to serve, by their log."""
         logs = [log.read_text(errors="replace") for log in self.runtime.glob("**/worker.log")]
         return sum(text.count(" serves ") for text in logs)
+
+    def wait_for_pages(self, count: int, timeout_s: float = START_S) -> None:
+        """Until so many are on disk: a worker answers before it has written them."""
+        deadline = time.monotonic() + timeout_s
+        while len(pages_on_disk(self.home / ".cache/kara/pages")) < count:
+            assert time.monotonic() < deadline, f"no {count} pages in {timeout_s} s"
+            time.sleep(0.02)
 
     def end_worker(self, number: int = signal.SIGTERM) -> None:
         """Returns when the worker is gone."""

@@ -77,6 +77,7 @@ def test_processes_that_start_together_get_one_worker(home: PrivateHome, store: 
 def test_a_killed_worker_is_replaced_by_the_next_read(home: PrivateHome, store: RudeHttpServer) -> None:
     assert home.run(lines(store)) == HEAD
     first = home.worker["pid"]
+    home.wait_for_pages(1)
     home.end_worker(signal.SIGKILL)
     assert home.run(lines(store)) == HEAD
     assert home.worker["pid"] != first
