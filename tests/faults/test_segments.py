@@ -306,6 +306,21 @@ def test_pages_come_and_go_while_segments_are_reclaimed(open_store: Open) -> Non
     assert all(again.verify(page) for page in here)
 
 
+def test_a_page_that_comes_back_to_the_place_it_is_leaving(open_store: Open) -> None:
+    """Its segment is removed and another gets the slot, before the thread that evicts it says so."""
+    store = open_store()
+    page = make_page("/m/a")
+    put(store, page)
+    entry = store._space.take(page[0].page, "capacity")
+    assert entry is not None
+    store._files._room.seal_all(store._files._places[0])  # type: ignore[attr-defined]
+    put(store, page)
+    assert store._space.find(page[0].page) == entry, "the same slot, the same place"
+    store._files.unlink([(page[0].page, entry)])
+    store.close()
+    assert get(open_store(), page) is not None
+
+
 def test_a_long_journal_becomes_an_index(
     open_store: Open, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

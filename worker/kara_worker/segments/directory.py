@@ -26,6 +26,7 @@ from kara_worker.segments.segment import (
     SEALED_MODE,
     Segment,
     SegmentHead,
+    entry_of,
     offset_in,
     place_in,
     size_in,
@@ -171,9 +172,16 @@ class SegmentDirectory:
             self.log_unsaid()
 
     def log_unsaid(self) -> None:
-        """Tells the journal now."""
-        # of a segment that was removed nobody says anything any more
-        records = [(page, segment.number, at) for page, segment, at in self._unsaid if segment.slot >= 0]
+        """Tells the journal now.
+
+        Nobody says anything of a segment that was removed. Its slot may be another's by now, in which the
+        page came back to the very place that it had left, before that could be noted: it is there.
+        """
+        records = [
+            (page, segment.number, at)
+            for page, segment, at in self._unsaid
+            if segment.slot >= 0 and self._index.get(page) != entry_of(segment.slot, at)
+        ]
         if records:
             self._open_journal().gone(records)
         self._unsaid = []
